@@ -73,7 +73,12 @@ class _Stage(nn.Module):
 
 
 def _pool_and_classify(x: Tensor, fc: nn.Linear) -> Tensor:
-    return fc(F.avg_pool2d(x, 8).flatten(1))
+    return fc(F.avg_pool2d(x, 8).view(-1, fc.in_features))
+
+
+def _dense_stage(channels: int, blocks: int, growth: int) -> tuple[_Stage, int]:
+    layers: list[nn.Module] = [_Bottleneck(channels + i * growth, growth) for i in range(blocks)]
+    return _Stage(layers), channels + blocks * growth
 
 
 class DenseNetBC(nn.Module):
@@ -87,15 +92,11 @@ class DenseNetBC(nn.Module):
         blocks_per_stage = (depth - 4) // 6
         channels = 2 * growth
         self.conv1 = nn.Conv2d(3, channels, 3, padding=1, bias=False)
-        for stage in (1, 2, 3):
-            blocks = [
-                _Bottleneck(channels + i * growth, growth) for i in range(blocks_per_stage)
-            ]
-            self.add_module(f"block{stage}", _Stage(list(blocks)))
-            channels += blocks_per_stage * growth
-            if stage < 3:
-                self.add_module(f"trans{stage}", _Transition(channels, channels // 2))
-                channels //= 2
+        self.block1, channels = _dense_stage(channels, blocks_per_stage, growth)
+        self.trans1 = _Transition(channels, channels // 2)
+        self.block2, channels = _dense_stage(channels // 2, blocks_per_stage, growth)
+        self.trans2 = _Transition(channels, channels // 2)
+        self.block3, channels = _dense_stage(channels // 2, blocks_per_stage, growth)
         self.bn1 = nn.BatchNorm2d(channels)
         self.fc = nn.Linear(channels, classes)
 
@@ -128,6 +129,11 @@ class _WideBlock(nn.Module):
         return self.convShortcut(activated) + y
 
 
+def _wide_stage(channels: int, out_channels: int, blocks: int, stride: int) -> _Stage:
+    first: list[nn.Module] = [_WideBlock(channels, out_channels, stride)]
+    return _Stage(first + [_WideBlock(out_channels, out_channels, 1) for _ in range(blocks - 1)])
+
+
 class WideResNet(nn.Module):
     """WRN-depth-widen (Zagoruyko and Komodakis, BMVC 2016).
 
@@ -139,16 +145,9 @@ class WideResNet(nn.Module):
         blocks_per_stage = (depth - 4) // 6
         widths = (16, 16 * widen, 32 * widen, 64 * widen)
         self.conv1 = nn.Conv2d(3, widths[0], 3, padding=1, bias=False)
-        for stage in (1, 2, 3):
-            blocks = [
-                _WideBlock(
-                    widths[stage - 1] if i == 0 else widths[stage],
-                    widths[stage],
-                    stride=2 if i == 0 and stage > 1 else 1,
-                )
-                for i in range(blocks_per_stage)
-            ]
-            self.add_module(f"block{stage}", _Stage(list(blocks)))
+        self.block1 = _wide_stage(widths[0], widths[1], blocks_per_stage, stride=1)
+        self.block2 = _wide_stage(widths[1], widths[2], blocks_per_stage, stride=2)
+        self.block3 = _wide_stage(widths[2], widths[3], blocks_per_stage, stride=2)
         self.bn1 = nn.BatchNorm2d(widths[3])
         self.fc = nn.Linear(widths[3], classes)
 

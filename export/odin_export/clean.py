@@ -1,0 +1,164 @@
+"""ONNX in and out of the intermediate representation, in the one form the exporter works on.
+
+That form: the pinned opset, constants as initializers, no identities, dead nodes or metadata,
+shapes inferred, and a batch axis that reshapes keep.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes import common as passes
+
+from odin_engines.errors import OdinError
+from odin_export.emit import constant_value, dims
+
+# 20 is read by every engine at hand and has Gelu; newer ones add nothing these graphs need.
+OPSET = 20
+IR_VERSION = 10
+
+
+def from_proto(model: onnx.ModelProto) -> ir.Model:
+    """Return a cleaned copy of `model`.
+
+    Raises:
+        OdinError: the model is not valid ONNX.
+    """
+    try:
+        converted = ir.from_proto(model)
+    except Exception as error:  # noqa: BLE001 - the library raises many kinds for broken protobufs
+        raise OdinError(f"the ONNX model cannot be read: {error}") from error
+    return cleaned(converted)
+
+
+def cleaned(model: ir.Model) -> ir.Model:
+    """Bring `model`, which is changed, into the exporter's form and return it."""
+    _clear_metadata(model)
+    _quietly(passes.InlinePass(), model)
+    _quietly(passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0), model)
+    _quietly(passes.IdentityEliminationPass(), model)
+    keep_batch_in_reshapes(model.graph)
+    _quietly(passes.RemoveUnusedNodesPass(), model)
+    _quietly(passes.NameFixPass(), model)
+    infer_shapes(model)
+    return model
+
+
+def _clear_metadata(model: ir.Model) -> None:
+    """Drop what exporters leave behind: stack traces with paths, name scopes, doc strings."""
+    _quietly(passes.ClearMetadataAndDocStringPass(), model)
+    graph = model.graph
+    graph.metadata_props.clear()
+    model.metadata_props.clear()
+    values = [*graph.inputs, *graph.initializers.values()]
+    values += [value for node in graph.all_nodes() for value in node.outputs]
+    for value in values:
+        value.metadata_props.clear()
+
+
+def infer_shapes(model: ir.Model) -> None:
+    """Fill in shapes and types, in place."""
+    _quietly(passes.ShapeInferencePass(data_prop=True), model)
+
+
+def to_proto(model: ir.Model) -> onnx.ModelProto:
+    """Return the model as protobuf: common subexpressions merged, what is unused dropped."""
+    _quietly(passes.CommonSubexpressionEliminationPass(), model)
+    _quietly(passes.RemoveUnusedNodesPass(), model)
+    infer_shapes(model)
+    model.ir_version = IR_VERSION
+    return ir.to_proto(model)
+
+
+def named_output(graph: ir.Graph, value: ir.Value, name: str) -> ir.Value:
+    """Return `value` under `name`, fit to be a graph output."""
+    if value.name == name and value.producer() is not None:
+        return value
+    make_room(graph, name)
+    if value.producer() is not None and not value.is_graph_output():
+        value.name = name
+        return value
+    node = ir.Node("", "Identity", [value], num_outputs=1, name=f"{name}_output")
+    graph.append(node)
+    output = node.outputs[0]
+    output.name, output.shape, output.type = name, value.shape, value.type
+    return output
+
+
+def rename(graph: ir.Graph, value: ir.Value, name: str) -> None:
+    """Give `value` this name; another value that has it gives it up."""
+    if value.name != name:
+        make_room(graph, name)
+        value.name = name
+
+
+def make_room(graph: ir.Graph, name: str) -> None:
+    """Rename whatever value of the graph is called `name`."""
+    values = [*graph.inputs, *graph.initializers.values()]
+    values += [value for node in graph for value in node.outputs]
+    names = {value.name for value in values}
+    for value in values:
+        if value.name == name:
+            fresh = f"{name}_of_network"
+            while fresh in names:
+                fresh += "_"
+            value.name = fresh
+
+
+def keep_batch_in_reshapes(graph: ir.Graph) -> None:
+    """Turn Reshape to (-1, c, ...) into (0, c, ...) where the batch comes first, in place.
+
+    A classifier's flattening never mixes images, but (-1, c) would: where the image is larger than
+    the network allows, it would return several rows an image instead of failing.
+    """
+    batch = dims(graph.inputs[0])[0] if graph.inputs else None
+    for node in graph:
+        if node.op_type != "Reshape" or node.inputs[0] is None or node.inputs[0].shape is None:
+            continue
+        target = constant_value(node.inputs[1])
+        source = dims(node.inputs[0])
+        if target is None or not isinstance(batch, str) or not source or source[0] != batch:
+            continue
+        if len(target) > 1 and target[0] == -1 and all(size > 0 for size in target[1:]):
+            kept = [0, *map(int, target[1:])]
+            _set_target(graph, node, kept)
+
+
+def _set_target(graph: ir.Graph, node: ir.Node, target: list[int]) -> None:
+    tensor = ir.tensor(target, dtype=ir.DataType.INT64, name=f"{node.name}_shape")
+    value = ir.Value(
+        name=tensor.name,
+        shape=ir.Shape([len(target)]),
+        type=ir.TensorType(ir.DataType.INT64),
+        const_value=tensor,
+    )
+    graph.register_initializer(value)
+    node.replace_input_with(1, value)
+    node.attributes.pop("allowzero", None)
+    _forget_shapes_after(node, dims(node.inputs[0])[0] if node.inputs[0] else None)
+
+
+def _forget_shapes_after(node: ir.Node, batch: int | str | None) -> None:
+    """Drop shapes that were derived from the old target; outputs of the graph keep the batch."""
+    pending = [node]
+    while pending:
+        current = pending.pop()
+        for value in current.outputs:
+            if value.is_graph_output() and value.shape is not None:
+                value.shape = ir.Shape([batch, *list(value.shape)[1:]])
+            else:
+                value.shape = None
+            pending.extend(value.consumers())
+
+
+def _quietly(transform: ir.passes.InPlacePass, model: ir.Model) -> None:
+    """Run a pass of the library; what it logs is of no use to a user."""
+    logger = logging.getLogger("onnx_ir")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        transform(model)
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,119 @@
+"""Appending nodes to an ONNX graph.
+
+Everything that adds to a graph (the gradient rules, the ODIN graph) goes through an `Emitter`: it
+names values, shares equal constants and keeps the graph in topological order, because nodes are
+only ever appended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+Attribute = int | float | str | Sequence[int] | Sequence[float]
+
+
+class Emitter:
+    """Appends nodes and constants to one graph.
+
+    Attributes:
+        dtype: the floating type that the graph computes in.
+        wanted: during a backward pass, the values whose gradient is needed.
+    """
+
+    def __init__(self, graph: ir.Graph, dtype: ir.DataType) -> None:
+        self.graph = graph
+        self.dtype = dtype
+        self.wanted: frozenset[ir.Value] = frozenset()
+        self._constants: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
+        self._names = {value.name for value in (*graph.inputs, *graph.initializers.values())}
+        for node in graph:
+            self._names.update(output.name for output in node.outputs)
+
+    def wants(self, value: ir.Value | None) -> bool:
+        """Whether a rule has to compute the gradient of this value."""
+        return value in self.wanted
+
+    def op(
+        self,
+        op_type: str,
+        *inputs: ir.Value | None,
+        name: str | None = None,
+        outputs: int = 1,
+        **attributes: Attribute,
+    ) -> ir.Value:
+        """Append one node and return its first output; `None` stands for a left-out input."""
+        return self.multi(op_type, inputs, attributes, outputs=outputs, name=name)[0]
+
+    def multi(
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        attributes: Mapping[str, Attribute],
+        outputs: int,
+        name: str | None = None,
+    ) -> Sequence[ir.Value]:
+        """Append one node and return all its outputs."""
+        attrs = ir.convenience.convert_attributes(dict(attributes))
+        node = ir.Node("", op_type, inputs, attrs, num_outputs=outputs)
+        base = self.unique(name or op_type.lower())
+        node.name = base
+        for index, value in enumerate(node.outputs):
+            value.name = base if index == 0 else self.unique(f"{base}_{index}")
+        self.graph.append(node)
+        return node.outputs
+
+    def constant(self, array: npt.ArrayLike, name: str = "constant") -> ir.Value:
+        """Return an initializer with this array's value and type; equal ones are shared."""
+        data = np.ascontiguousarray(np.asarray(array)).reshape(np.shape(array))
+        key = (str(data.dtype), data.shape, data.tobytes())
+        if key not in self._constants:
+            tensor = ir.tensor(data, name=self.unique(name))
+            value = ir.Value(
+                name=tensor.name,
+                shape=ir.Shape(data.shape),
+                type=ir.TensorType(tensor.dtype),
+                const_value=tensor,
+            )
+            self.graph.register_initializer(value)
+            self._constants[key] = value
+        return self._constants[key]
+
+    def floats(self, array: npt.ArrayLike, name: str = "constant") -> ir.Value:
+        """Return a constant in the graph's floating type."""
+        return self.constant(np.asarray(array).astype(self.dtype.numpy()), name)
+
+    def integers(self, values: Sequence[int], name: str = "constant") -> ir.Value:
+        """Return a constant int64 vector: axes, shapes, pads."""
+        return self.constant(np.asarray(values, np.int64).reshape(-1), name)
+
+    def unique(self, name: str) -> str:
+        """Return `name`, or `name_2`, `name_3` ... if it is taken; the result is then taken."""
+        candidate, count = name, 1
+        while candidate in self._names:
+            count += 1
+            candidate = f"{name}_{count}"
+        self._names.add(candidate)
+        return candidate
+
+
+def dims(value: ir.Value) -> list[int | str | None]:
+    """Return a value's dimensions: a number, a symbol's name, or None where nothing is known.
+
+    Raises:
+        ValueError: the value's rank is not known; shape inference has to run first.
+    """
+    if value.shape is None:
+        raise ValueError(f"the rank of {value.name} is not known")
+    return [dim if isinstance(dim, int) else dim.value for dim in value.shape]
+
+
+def constant_value(value: ir.Value | None) -> np.ndarray | None:
+    """Return the array behind an initializer or a Constant node, or None if there is none."""
+    if value is None:
+        return None
+    tensor = ir.convenience.get_const_tensor(value)
+    return None if tensor is None else tensor.numpy()

@@ -1,0 +1,224 @@
+"""The ODIN graph: images in, scores out, forward and backward passes and scoring in one graph.
+
+Liang, Li, Srikant, "Enhancing the Reliability of Out-of-distribution Image Detection in Neural
+Networks", ICLR 2018. With logits f(x), S(x; T) = softmax(f(x) / T) and y = argmax f(x):
+
+    exact:        x' = x - magnitude sign(g) / std,  sign(0) = +1;   score = max_i S_i(x'; T)
+    first order:  score = S_y(x; T) exp(magnitude sum_i |g_i| / std_i), its Taylor expansion
+
+where g is the gradient of -log S_y(x; T) with respect to the normalised image x. Its seed at the
+logits is (S(x; T) - onehot(y)) / T; the factor 1/T is applied after the backward pass, where it is
+needed at all, so that small gradients keep their bits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from odin_engines.spec import Spec
+from odin_export import clean
+from odin_export.backward import append_backward
+from odin_export.emit import Emitter, dims
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """The values of the forward graph that scoring is built from."""
+
+    image: ir.Value  # normalised, (N, C, H, W)
+    logits: ir.Value
+    nodes: list[ir.Node]  # of the forward pass
+    temperature: ir.Value  # float32 scalar
+    magnitude: ir.Value  # float32 scalar
+
+
+def odin_graph(forward: onnx.ModelProto, spec: Spec) -> onnx.ModelProto:
+    """Return `odin.onnx`: `images` -> `score`, `baseline`, `label`, `logits`.
+
+    Args:
+        forward: one input, normalised images (N, C, H, W), and one output, logits (N, classes).
+        spec: tells method, temperature, magnitude, mean, std and the type of the input.
+
+    Returns:
+        A graph with input `images`, as `spec.input_type` says, and, if `spec.tunable`, the float32
+        scalars `temperature` and `magnitude`. Outputs: `score` and `baseline`, float32 (N,),
+        higher = in-distribution; `label`, int64 (N,); `logits`, float32 (N, classes).
+    """
+    model, e, parts = _start(forward, spec, tunable=("temperature", "magnitude"))
+    if spec.input_type == "uint8":
+        parts = _take_raw_pixels(e, parts, spec)
+    logits = _as_float32(e, parts.logits)
+    label = e.op("ArgMax", logits, axis=1, keepdims=0)
+    if spec.method == "first-order":
+        score = _first_order_score(e, parts, logits, label, spec)
+    else:
+        score = _exact_score(e, parts, logits, label, spec)
+    outputs = {
+        "score": score,
+        "baseline": _max_probability(e, logits),
+        "label": label,
+        "logits": logits,
+    }
+    return _finish(model, outputs)
+
+
+def gradient_graph(forward: onnx.ModelProto, spec: Spec) -> onnx.ModelProto:
+    """Return `gradient.onnx`: normalised `images` -> `logits`, `input_gradient`.
+
+    The gradient is that of -log S_y(x; T), each image's own, in the shape of the images.
+    """
+    model, e, parts = _start(forward, spec, tunable=("temperature",))
+    logits = _as_float32(e, parts.logits)
+    label = e.op("ArgMax", logits, axis=1, keepdims=0)
+    scaled = _gradient(e, parts, logits, label, spec)
+    gradient = e.op("Div", _as_float32(e, scaled), parts.temperature)
+    return _finish(model, {"logits": logits, "input_gradient": gradient})
+
+
+def _start(
+    forward: onnx.ModelProto, spec: Spec, tunable: tuple[str, ...]
+) -> tuple[ir.Model, Emitter, _Parts]:
+    model = clean.from_proto(forward)
+    graph = model.graph
+    image, logits = graph.inputs[0], graph.outputs[0]
+    clean.rename(graph, image, "images")
+    assert image.dtype is not None
+    nodes = list(graph)
+    e = Emitter(graph, image.dtype)
+    scalars = {}
+    for name in ("temperature", "magnitude"):
+        if spec.tunable and name in tunable:
+            clean.make_room(graph, name)
+            scalars[name] = ir.Value(
+                name=name, shape=ir.Shape([]), type=ir.TensorType(ir.DataType.FLOAT)
+            )
+            graph.inputs.append(scalars[name])
+        else:
+            scalars[name] = e.constant(np.float32(getattr(spec, name)), name)
+    parts = _Parts(image, logits, nodes, scalars["temperature"], scalars["magnitude"])
+    return model, e, parts
+
+
+def _finish(model: ir.Model, outputs: dict[str, ir.Value]) -> onnx.ModelProto:
+    graph = model.graph
+    graph.outputs.clear()
+    for name, value in outputs.items():
+        graph.outputs.append(clean.named_output(graph, value, name))
+    graph.sort()
+    batch = dims(graph.inputs[0])[0]
+    proto = clean.to_proto(model)
+    for output in proto.graph.output:  # inference can lose the batch's name in the backward pass
+        if isinstance(batch, str):
+            output.type.tensor_type.shape.dim[0].dim_param = batch
+    return proto
+
+
+def _take_raw_pixels(e: Emitter, parts: _Parts, spec: Spec) -> _Parts:
+    """Put uint8 (N, H, W, C) before the network: normalised = pixel / (255 std) - mean / std."""
+    batch, channels, height, width = parts.image.shape or ()
+    e.graph.inputs.pop(0)
+    parts.image.name = e.unique("normalised")
+    raw = ir.Value(
+        name="images",
+        shape=ir.Shape([batch, height, width, channels]),
+        type=ir.TensorType(ir.DataType.UINT8),
+    )
+    e.graph.inputs.insert(0, raw)
+    planes = e.op("Cast", e.op("Transpose", raw, perm=[0, 3, 1, 2]), to=int(e.dtype))
+    scale = e.floats(_per_channel(1 / (255 * np.asarray(spec.std))), "pixel_scale")
+    offset = e.floats(_per_channel(np.asarray(spec.mean) / np.asarray(spec.std)), "pixel_offset")
+    normalised = e.op("Sub", e.op("Mul", planes, scale), offset)
+    normalised.shape, normalised.type = parts.image.shape, parts.image.type
+    parts.image.replace_all_uses_with(normalised)
+    return _Parts(normalised, parts.logits, parts.nodes, parts.temperature, parts.magnitude)
+
+
+def _exact_score(
+    e: Emitter, parts: _Parts, logits: ir.Value, label: ir.Value, spec: Spec
+) -> ir.Value:
+    if spec.magnitude == 0 and not spec.tunable:
+        return _max_probability(e, logits, parts.temperature)
+    gradient = _gradient(e, parts, logits, label, spec)
+    inverse_std = e.floats(_per_channel(1 / np.asarray(spec.std)), "inverse_std")
+    up = e.op("Mul", _in_network_type(e, parts.magnitude), inverse_std)
+    # sign(0) = +1: a zero gradient moves the pixel down, as in the release.
+    step = e.op("Where", e.op("Less", gradient, e.floats(0, "zero")), up, e.op("Neg", up))
+    perturbed = e.op("Add", parts.image, step)
+    again = _copy_of_forward(e, parts, perturbed)
+    return _max_probability(e, _as_float32(e, again), parts.temperature)
+
+
+def _first_order_score(
+    e: Emitter, parts: _Parts, logits: ir.Value, label: ir.Value, spec: Spec
+) -> ir.Value:
+    probability = _max_probability(e, logits, parts.temperature)
+    if spec.magnitude == 0 and not spec.tunable:
+        return probability
+    gradient = _as_float32(e, _gradient(e, parts, logits, label, spec))
+    inverse_std = e.constant(_per_channel(1 / np.asarray(spec.std)).astype(np.float32))
+    size = e.op("Mul", e.op("Abs", gradient), inverse_std)
+    total = e.op("ReduceSum", size, e.integers([1, 2, 3], "axes"), keepdims=0)
+    gain = e.op("Mul", total, e.op("Div", parts.magnitude, parts.temperature))
+    return e.op("Mul", probability, e.op("Exp", gain))
+
+
+def _gradient(
+    e: Emitter, parts: _Parts, logits: ir.Value, label: ir.Value, spec: Spec
+) -> ir.Value:
+    """T times the gradient of -log S_y(x; T) with respect to the normalised image."""
+    probabilities = e.op("Softmax", e.op("Div", logits, parts.temperature), axis=1)
+    values = e.constant(np.array([0, 1], np.float32), "off_on")
+    onehot = e.op("OneHot", label, e.integers([spec.classes], "classes"), values, axis=-1)
+    seed = _in_network_type(e, e.op("Sub", probabilities, onehot))
+    seed.shape, seed.type = parts.logits.shape, parts.logits.type
+    return append_backward(e, parts.image, parts.logits, seed)
+
+
+def _copy_of_forward(e: Emitter, parts: _Parts, image: ir.Value) -> ir.Value:
+    """Append the forward pass once more, on another image; it shares every weight."""
+    replaced: dict[ir.Value | None, ir.Value] = {parts.image: image}
+    for node in parts.nodes:
+        copy = ir.Node(
+            node.domain,
+            node.op_type,
+            [replaced.get(value, value) for value in node.inputs],
+            list(node.attributes.values()),
+            num_outputs=len(node.outputs),
+            name=f"{node.name}_perturbed",
+        )
+        for old, new in zip(node.outputs, copy.outputs, strict=True):
+            new.name = e.unique(f"{old.name}_perturbed")
+            new.shape, new.type = old.shape, old.type
+            replaced[old] = new
+        e.graph.append(copy)
+    return replaced[parts.logits]
+
+
+def _max_probability(
+    e: Emitter, logits: ir.Value, temperature: ir.Value | None = None
+) -> ir.Value:
+    """max_i softmax(logits / T)_i in float32, (N,); T = 1 without a temperature."""
+    if temperature is not None:
+        logits = e.op("Div", logits, temperature)
+    probabilities = e.op("Softmax", logits, axis=1)
+    return e.op("ReduceMax", probabilities, e.integers([1], "axes"), keepdims=0)
+
+
+def _as_float32(e: Emitter, value: ir.Value) -> ir.Value:
+    if e.dtype == ir.DataType.FLOAT:
+        return value
+    return e.op("Cast", value, to=int(ir.DataType.FLOAT))
+
+
+def _in_network_type(e: Emitter, value: ir.Value) -> ir.Value:
+    if e.dtype == ir.DataType.FLOAT:
+        return value
+    return e.op("Cast", value, to=int(e.dtype))
+
+
+def _per_channel(values: np.ndarray) -> np.ndarray:
+    return np.asarray(values, np.float64).reshape(1, -1, 1, 1)
