@@ -1,0 +1,148 @@
+"""Results as text: the block that the ODIN release prints, and one table over many data sets.
+
+Everything here returns strings, without a newline at the end; printing is the caller's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from odin_bench.metrics import Metrics
+from odin_bench.published import published
+
+DISPLAY_NAMES = {
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+    "Imagenet": "Tiny-ImageNet (crop)",
+    "Imagenet_resize": "Tiny-ImageNet (resize)",
+    "LSUN": "LSUN (crop)",
+    "LSUN_resize": "LSUN (resize)",
+    "iSUN": "iSUN",
+    "Uniform": "Uniform noise",
+    "Gaussian": "Gaussian noise",
+}
+
+# The two columns of the release's block: labels to the left, the values flush right.
+_LABEL_WIDTH, _VALUE_WIDTH, _BASELINE_END = 31, 22, 34
+
+
+@dataclass(frozen=True)
+class Row:
+    """The results on one out-of-distribution set.
+
+    out_dataset: its name as on the command line ("Imagenet"); n_in, n_out: images scored;
+    magnitude: in units of pixels in [0, 1]; baseline, odin: fractions.
+    """
+
+    out_dataset: str
+    n_in: int
+    n_out: int
+    magnitude: float
+    baseline: Metrics
+    odin: Metrics
+
+
+def display_name(dataset: str) -> str:
+    """The release's name of a data set; a set that it does not know keeps its own."""
+    return DISPLAY_NAMES.get(dataset, dataset)
+
+
+def release_block(
+    architecture: str, in_name: str, out_name: str, baseline: Metrics, odin: Metrics
+) -> str:
+    """The block that the release prints for one run, character for character.
+
+    `in_name` and `out_name` are data set names, shown by `display_name`; metrics are fractions,
+    shown in percent with one decimal. Names longer than the value column widen the whole block, so
+    that its right edge stays straight.
+    """
+    names = [
+        ("Neural network architecture:", _one_line(architecture)),
+        ("In-distribution dataset:", _one_line(display_name(in_name))),
+        ("Out-of-distribution dataset:", _one_line(display_name(out_name))),
+    ]
+    width = _LABEL_WIDTH + max(_VALUE_WIDTH, *(len(name) for _, name in names))
+    lines = [f"{label:<{_LABEL_WIDTH}}{name:>{width - _LABEL_WIDTH}}" for label, name in names]
+    lines += ["", f"{'Baseline':>{_BASELINE_END}}{'Our Method':>{width - _BASELINE_END}}"]
+    lines += [
+        _release_line("FPR at TPR 95%:", baseline.fpr95, odin.fpr95, width),
+        _release_line("Detection error:", baseline.detection_error, odin.detection_error, width),
+        _release_line("AUROC:", baseline.auroc, odin.auroc, width),
+        _release_line("AUPR In:", baseline.aupr_in, odin.aupr_in, width),
+        _release_line("AUPR Out:", baseline.aupr_out, odin.aupr_out, width),
+    ]
+    return "\n".join(lines)
+
+
+def summary_table(
+    rows: Sequence[Row], network: str | None = None, weights_note: str | None = None
+) -> str:
+    """All out-of-distribution sets in one table, which reads as plain text and as Markdown.
+
+    Metrics are "baseline/ODIN" in percent. Where `network` ("densenet10") has a published result
+    for a set, it follows on a line of its own. Pass None where those results do not compare, such
+    as with another in-distribution set.
+    weights_note: a sentence to print below when the weights at hand are not the published ones;
+    the published lines then refer to it by [1].
+    """
+    mark = " [1]" if weights_note else ""
+    cells = [list(_COLUMNS)]
+    marked = False
+    for row in rows:
+        counts, name = f"{row.n_in}/{row.n_out}", display_name(row.out_dataset)
+        cells.append([name, counts, f"{row.magnitude:g}", *_pairs(row.baseline, row.odin)])
+        paper = published(network, row.out_dataset) if network else None
+        if paper:
+            label = f"published (magnitude {paper.magnitude:g}){mark}"
+            cells.append([label, "", "", *_pairs(paper.baseline, paper.odin)])
+            marked = bool(mark)
+    table = "Baseline/ODIN in percent; in-distribution is the positive class.\n\n" + _aligned(cells)
+    return f"{table}\n\n[1] {_one_line(weights_note)}" if marked and weights_note else table
+
+
+_COLUMNS = (
+    "Out-of-distribution",
+    "n in/out",
+    "Magnitude",
+    "FPR at TPR 95%",
+    "Detection error",
+    "AUROC",
+    "AUPR In",
+    "AUPR Out",
+)
+
+
+def _release_line(label: str, baseline: float, odin: float, width: int) -> str:
+    left = f"{100 * baseline:.1f}%".rjust(_BASELINE_END - len(label))
+    return label + left + f"{100 * odin:.1f}%".rjust(width - _BASELINE_END)
+
+
+def _pairs(baseline: Metrics, odin: Metrics) -> list[str]:
+    pairs = [
+        (baseline.fpr95, odin.fpr95),
+        (baseline.detection_error, odin.detection_error),
+        (baseline.auroc, odin.auroc),
+        (baseline.aupr_in, odin.aupr_in),
+        (baseline.aupr_out, odin.aupr_out),
+    ]
+    return [f"{100 * left:.1f}/{100 * right:.1f}" for left, right in pairs]
+
+
+def _aligned(cells: list[list[str]]) -> str:
+    """A Markdown table, columns padded to equal width: the first flush left, the others right."""
+    # A bar in a name would end its cell.
+    cells = [[_one_line(cell).replace("|", "\\|") for cell in line] for line in cells]
+    widths = [max(len(cell) for cell in column) for column in zip(*cells, strict=True)]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    lines = [
+        [line[0].ljust(widths[0])]
+        + [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)]
+        for line in [cells[0], rule, *cells[1:]]
+    ]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _one_line(text: str) -> str:
+    """The text with every run of white space made one space: a newline would tear the layout."""
+    return " ".join(text.split())
