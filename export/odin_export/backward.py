@@ -117,10 +117,15 @@ def _nodes_between(graph: ir.Graph, image: ir.Value, output: ir.Value) -> list[i
 
 def _captures(node: ir.Node, reached: set[ir.Value]) -> bool:
     """Whether a subgraph of the node (If, Loop, Scan) uses one of these values."""
-    subgraphs = [attribute.as_graph() for attribute in node.attributes.values()
-                 if attribute.type == ir.AttributeType.GRAPH]
+    subgraphs = [
+        attribute.as_graph()
+        for attribute in node.attributes.values()
+        if attribute.type == ir.AttributeType.GRAPH
+    ]
     return any(
-        value in reached for graph in subgraphs for inner in graph.all_nodes()
+        value in reached
+        for graph in subgraphs
+        for inner in graph.all_nodes()
         for value in inner.inputs
     )
 

@@ -31,13 +31,10 @@ from odin_export.networks import NETWORKS, build
 from odin_export.torch_files import read_legacy, read_zip
 from odin_export.unpickle import MAX_BYTES, FormatError
 
-_REMEDY = (
-    "Download or copy the file again, or write it anew where the network can be loaded, with "
-    "torch.save(model.state_dict(), FILE)"
-)
 _RELEASE = "github.com/facebookresearch/odin"
 _PACKAGED = {"densenet10": "densenet10.safetensors"}
 
+_REPACK = "if you trust it, unpack it and give the checkpoint inside it"
 _MAX_MEMBERS = 10_000
 _MAX_WRAPPERS = 4
 # Weights hardly compress. Something that grows a hundredfold was made to fill the memory.
@@ -68,7 +65,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     try:
         state_dict = _plain_names(_read(data, _MAX_WRAPPERS))
     except FormatError as error:
-        raise OdinError(f"{path} {error}. {_REMEDY}") from error
+        raise OdinError(f"{path} {error}") from error
     return Checkpoint(path.name, hashlib.sha256(data).hexdigest(), state_dict)
 
 
@@ -124,7 +121,10 @@ def _check_name(name: str) -> None:
 
 def _to_float32(name: str, tensor: torch.Tensor, path: Path) -> torch.Tensor:
     if not tensor.is_floating_point():
-        raise OdinError(f"{path}: tensor {name} is of type {tensor.dtype}, not float. {_REMEDY}")
+        raise OdinError(
+            f"{path}: tensor {name} is of type {tensor.dtype}, not float; "
+            "quantised weights do not fit, so use the checkpoint that they were made from"
+        )
     tensor = tensor.to(torch.float32)
     if not tensor.isfinite().all():
         raise OdinError(
@@ -234,7 +234,7 @@ def _unknown(data: bytes) -> str:
     if not data:
         return "is empty"
     if start.startswith(b"<"):
-        return "is a web page instead of a checkpoint: the download did not give the file"
+        return "is a web page instead of a checkpoint: its download gave a page about the file"
     if start.startswith(b"version https://git-lfs"):
         return "is a Git LFS pointer instead of a checkpoint: fetch the file with git lfs pull"
     return "is not a checkpoint: neither a PyTorch file nor safetensors, gzip or tar"
@@ -276,13 +276,17 @@ def _only_member(data: bytes) -> bytes:
     except (tarfile.TarError, OSError, EOFError, ValueError, RecursionError) as error:
         raise FormatError(f"is a tar archive that is cut off or damaged ({error})") from error
     if {"pickle", "storages", "tensors"} <= names:
-        raise FormatError("is in the tar format of PyTorch before 0.1.10, which is not read here")
+        raise FormatError(
+            "is in the tar format of PyTorch before 0.1.10, which is not read here",
+            "load it with torch.load of a PyTorch you have, if you trust it, and write its weights "
+            "with torch.save(model.state_dict(), FILE)",
+        )
     if not found:
         raise FormatError("is a tar archive without a checkpoint")
     if len(found) > 1:
         raise FormatError(
-            f"is a tar archive with several checkpoints, {_some(list(found))}: "
-            "unpack it and give one of them"
+            f"is a tar archive with several checkpoints, {_some(list(found))}",
+            "unpack it and give one of them",
         )
     return found.popitem()[1]
 
@@ -291,10 +295,12 @@ def _check_member(member: tarfile.TarInfo, count: int) -> None:
     # Nothing is extracted, so these could do no harm; but no honest archive of weights has them.
     path = PurePosixPath(member.name)
     if path.is_absolute() or ".." in path.parts:
-        raise FormatError(f"is a tar archive whose member {member.name!r} leads outside of it")
+        raise FormatError(
+            f"is a tar archive whose member {member.name!r} leads outside of it", _REPACK
+        )
     if not (member.isfile() or member.isdir()) or member.issparse():
         raise FormatError(
-            f"is a tar archive whose member {member.name!r} is a link, a device or sparse"
+            f"is a tar archive whose member {member.name!r} is a link, a device or sparse", _REPACK
         )
     # The archive is in memory, so its size bounds its members', unless they point back.
     if member.size < 0 or count >= _MAX_MEMBERS:

@@ -28,7 +28,7 @@ def from_proto(model: onnx.ModelProto) -> ir.Model:
     """
     try:
         converted = ir.from_proto(model)
-    except Exception as error:  # noqa: BLE001 - the library raises many kinds for broken protobufs
+    except Exception as error:
         raise OdinError(f"the ONNX model cannot be read: {error}") from error
     return cleaned(converted)
 

@@ -119,7 +119,8 @@ def _finish(model: ir.Model, outputs: dict[str, ir.Value]) -> onnx.ModelProto:
 
 def _take_raw_pixels(e: Emitter, parts: _Parts, spec: Spec) -> _Parts:
     """Put uint8 (N, H, W, C) before the network: normalised = pixel / (255 std) - mean / std."""
-    batch, channels, height, width = parts.image.shape or ()
+    assert parts.image.shape is not None
+    batch, channels, height, width = parts.image.shape
     e.graph.inputs.pop(0)
     parts.image.name = e.unique("normalised")
     raw = ir.Value(
@@ -166,9 +167,7 @@ def _first_order_score(
     return e.op("Mul", probability, e.op("Exp", gain))
 
 
-def _gradient(
-    e: Emitter, parts: _Parts, logits: ir.Value, label: ir.Value, spec: Spec
-) -> ir.Value:
+def _gradient(e: Emitter, parts: _Parts, logits: ir.Value, label: ir.Value, spec: Spec) -> ir.Value:
     """T times the gradient of -log S_y(x; T) with respect to the normalised image."""
     probabilities = e.op("Softmax", e.op("Div", logits, parts.temperature), axis=1)
     values = e.constant(np.array([0, 1], np.float32), "off_on")
@@ -198,9 +197,7 @@ def _copy_of_forward(e: Emitter, parts: _Parts, image: ir.Value) -> ir.Value:
     return replaced[parts.logits]
 
 
-def _max_probability(
-    e: Emitter, logits: ir.Value, temperature: ir.Value | None = None
-) -> ir.Value:
+def _max_probability(e: Emitter, logits: ir.Value, temperature: ir.Value | None = None) -> ir.Value:
     """max_i softmax(logits / T)_i in float32, (N,); T = 1 without a temperature."""
     if temperature is not None:
         logits = e.op("Div", logits, temperature)

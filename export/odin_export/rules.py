@@ -20,7 +20,6 @@ import onnx_ir as ir
 from odin_engines.errors import OdinError
 from odin_export.emit import Emitter, constant_value, dims
 
-
 Gradients = list[ir.Value | None]
 Rule = Callable[..., Gradients]
 
@@ -48,7 +47,7 @@ def neg(e: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
 
 def cast(e: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
     """y = x in another floating type; dx = dy in the type of x."""
-    return [e.op("Cast", dy, to=int(_typed(node, node.inputs[0])))]
+    return [e.op("Cast", dy, to=int(_typed(node, operand(node, 0))))]
 
 
 def relu(e: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
@@ -70,7 +69,7 @@ def sub(e: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
 
 def mul(e: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
     """y = a b; da = dy b, db = dy a."""
-    a, b = node.inputs
+    a, b = operand(node, 0), operand(node, 1)
     return [
         e.op("Mul", dy, b) if e.wants(a) else None,
         e.op("Mul", dy, a) if e.wants(b) else None,
@@ -79,7 +78,7 @@ def mul(e: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
 
 def div(e: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
     """y = a / b; da = dy / b, db = -dy y / b."""
-    a, b = node.inputs
+    a, b = operand(node, 0), operand(node, 1)
     da = e.op("Div", dy, b)
     db = e.op("Neg", e.op("Mul", da, node.outputs[0])) if e.wants(b) else None
     return [da if e.wants(a) else None, db]
@@ -99,7 +98,7 @@ def batch_normalization(e: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
         )
     epsilon = node.attributes.get_float("epsilon", 1e-5)
     factor = scale.astype(np.float64) / np.sqrt(variance.astype(np.float64) + epsilon)
-    spatial = len(dims(node.inputs[0])) - 2
+    spatial = len(dims(operand(node, 0))) - 2
     dx = e.op("Mul", dy, e.floats(factor.reshape(-1, *[1] * spatial), f"{node.name}_factor"))
     return [dx, None, None, None, None]
 
@@ -108,13 +107,13 @@ def batch_normalization(e: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
 
 
 def gemm(e: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
-    """y = alpha A' B' + beta C, A' = A or A^T; dA' = alpha dy B'^T, dB' = alpha A'^T dy, dC = beta dy.
+    """y = alpha A' B' + beta C; dA' = alpha dy B'^T, dB' = alpha A'^T dy, dC = beta dy.
 
-    Where A is transposed, dA = dA'^T = alpha B' dy^T; likewise B.
+    A' is A or A^T. Where it is A^T, dA = dA'^T = alpha B' dy^T; likewise B.
     """
-    a, b = node.inputs[:2]
-    trans_a = node.attributes.get_int("transA", 0)
-    trans_b = node.attributes.get_int("transB", 0)
+    a, b = operand(node, 0), operand(node, 1)
+    trans_a = int(node.attributes.get_int("transA", 0))
+    trans_b = int(node.attributes.get_int("transB", 0))
     alpha = node.attributes.get_float("alpha", 1.0)
     beta = node.attributes.get_float("beta", 1.0)
     grads: Gradients = [None] * len(node.inputs)
@@ -133,7 +132,7 @@ def gemm(e: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
 
 def matmul(e: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
     """y = A B over the last two axes; dA = dy B^T, dB = A^T dy; leading axes broadcast."""
-    a, b = node.inputs
+    a, b = operand(node, 0), operand(node, 1)
     for value in (a, b):
         if len(dims(value)) < 2:
             raise refused(node, "an operand is a vector", "give both operands two axes or more")
@@ -159,7 +158,7 @@ def conv(e: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
     Otherwise it is ConvTranspose with W as it is. W is stored once: the flip is part of the graph,
     on constants, and engines fold it when they load the graph.
     """
-    x, weight = node.inputs[:2]
+    x, weight = operand(node, 0), operand(node, 1)
     if any(e.wants(value) for value in node.inputs[1:]):
         raise refused(node, "its weight depends on the image", "make the weight a constant")
     window = _Window.of(node, dims(weight)[2:])
@@ -176,7 +175,7 @@ def conv(e: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
 
 def _conv_stride_1(e: Emitter, node: ir.Node, dy: ir.Value, window: _Window) -> ir.Value:
     group = node.attributes.get_int("group", 1)
-    weight = _flipped(e, _exchanged_channels(e, node.inputs[1], group), window)
+    weight = _flipped(e, _exchanged_channels(e, operand(node, 1), group), window)
     reach = [d * (k - 1) for d, k in zip(window.dilations, window.kernel, strict=True)]
     pads = [r - p for r, p in zip(reach * 2, window.pads, strict=True)]
     if any(pad < 0 for pad in pads):  # the forward pass padded by more than the kernel's reach
@@ -231,7 +230,7 @@ def average_pool(e: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
     Windows that tile the image repeat dy / k, which engines do faster than the depthwise
     transposed convolution that overlapping windows need.
     """
-    x = node.inputs[0]
+    x = operand(node, 0)
     window = _Window.of(node, node.attributes.get_ints("kernel_shape"))
     if node.attributes.get_int("ceil_mode", 0):
         raise refused(node, "it has ceil_mode", "export with ceil_mode off")
@@ -314,21 +313,21 @@ def _conv_transpose(
 
 def global_average_pool(e: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
     """y = mean of x over the spatial axes; dx = dy / (number of cells), everywhere."""
-    axes = list(range(2, len(dims(node.inputs[0]))))
-    return [_spread_mean(e, node.inputs[0], dy, axes)]
+    axes = list(range(2, len(dims(operand(node, 0)))))
+    return [_spread_mean(e, operand(node, 0), dy, axes)]
 
 
 def reduce_mean(e: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
     """y = mean of x over some axes; dx = dy / (number of elements averaged), everywhere."""
     axes, dy = _restore_reduced_axes(e, node, dy)
-    dx = _spread_mean(e, node.inputs[0], dy, axes) if axes else dy
+    dx = _spread_mean(e, operand(node, 0), dy, axes) if axes else dy
     return [dx, None][: len(node.inputs)]
 
 
 def reduce_sum(e: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
     """y = sum of x over some axes; dx = dy, everywhere."""
     _, dy = _restore_reduced_axes(e, node, dy)
-    return [e.op("Expand", dy, e.op("Shape", node.inputs[0])), None][: len(node.inputs)]
+    return [e.op("Expand", dy, e.op("Shape", operand(node, 0))), None][: len(node.inputs)]
 
 
 def _spread_mean(e: Emitter, x: ir.Value, dy: ir.Value, axes: Sequence[int]) -> ir.Value:
@@ -343,11 +342,9 @@ def _spread_mean(e: Emitter, x: ir.Value, dy: ir.Value, axes: Sequence[int]) -> 
     return e.op("Expand", dy, shape)
 
 
-def _restore_reduced_axes(
-    e: Emitter, node: ir.Node, dy: ir.Value
-) -> tuple[list[int], ir.Value]:
+def _restore_reduced_axes(e: Emitter, node: ir.Node, dy: ir.Value) -> tuple[list[int], ir.Value]:
     """Return the reduced axes, and dy with each of them as an axis of size one."""
-    rank = len(dims(node.inputs[0]))
+    rank = len(dims(operand(node, 0)))
     axes = _axes(node, rank)
     if axes is None:
         axes = [] if node.attributes.get_int("noop_with_empty_axes", 0) else list(range(rank))
@@ -361,7 +358,7 @@ def _restore_reduced_axes(
 
 def reshape(e: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
     """y = x in another shape; dx = dy in the shape of x. Also Flatten, Squeeze and Unsqueeze."""
-    x = node.inputs[0]
+    x = operand(node, 0)
     sizes = dims(x)
     if sum(not isinstance(size, int) for size in sizes) <= 1 and 0 not in sizes:
         known = [size if isinstance(size, int) else -1 for size in sizes]
@@ -373,14 +370,14 @@ def reshape(e: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
 
 def transpose(e: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
     """y = x with its axes permuted; dx = dy with the inverse permutation."""
-    rank = len(dims(node.inputs[0]))
+    rank = len(dims(operand(node, 0)))
     perm = node.attributes.get_ints("perm", list(reversed(range(rank))))
     return [e.op("Transpose", dy, perm=[int(axis) for axis in np.argsort(perm)])]
 
 
 def concat(e: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
     """y = the inputs one after the other along an axis; each dx = its slice of dy."""
-    rank = len(dims(node.inputs[0]))
+    rank = len(dims(operand(node, 0)))
     axis = node.attributes.get_int("axis", 0) % rank
     sizes = [dims(x)[axis] for x in node.inputs if x is not None]
     if not all(isinstance(size, int) for size in sizes):
@@ -451,16 +448,28 @@ NO_GRADIENT = frozenset(
 
 def refused(node: ir.Node, why: str, remedy: str) -> OdinError:
     """Return the error for a node that cannot be differentiated."""
-    return OdinError(f"node {node.name!r} ({node.op_type}) cannot be differentiated: {why}; {remedy}")
+    return OdinError(
+        f"node {node.name!r} ({node.op_type}) cannot be differentiated: {why}; {remedy}"
+    )
+
+
+def operand(node: ir.Node, index: int) -> ir.Value:
+    """Return an input that the op requires."""
+    value = _input(node, index)
+    if value is None:
+        raise refused(node, f"its input {index} is missing", "check the model with onnx.checker")
+    return value
 
 
 def _input(node: ir.Node, index: int) -> ir.Value | None:
     return node.inputs[index] if index < len(node.inputs) else None
 
 
-def _typed(node: ir.Node, value: ir.Value | None) -> ir.DataType:
-    if value is None or value.dtype is None:
-        raise refused(node, "the type of its input is not known", "run shape inference on the model")
+def _typed(node: ir.Node, value: ir.Value) -> ir.DataType:
+    if value.dtype is None:
+        raise refused(
+            node, "the type of its input is not known", "run shape inference on the model"
+        )
     return value.dtype
 
 

@@ -172,7 +172,10 @@ def _zip_root(names: list[str]) -> str:
     if len(roots) != 1:
         raise FormatError("is a zip archive that torch.save did not write")
     if f"{roots[0]}constants.pkl" in names:
-        raise FormatError("is a TorchScript archive, whose code is not executed here")
+        raise FormatError(
+            "is a TorchScript archive, whose code is not executed here",
+            "write the weights with torch.save(model.state_dict(), FILE) and give that file",
+        )
     return roots[0]
 
 

@@ -26,8 +26,21 @@ MAX_BYTES = 2 << 30
 _MAX_COPIED = 5_000_000
 
 
+_FETCH_AGAIN = (
+    "download or copy the file again, or write it anew where the network can be loaded, with "
+    "torch.save(model.state_dict(), FILE)"
+)
+_CONVERT = (
+    "if you trust it, load the network where it was made, write its weights with "
+    "torch.save(model.state_dict(), FILE), and give that file"
+)
+
+
 class FormatError(Exception):
-    """What is wrong with a checkpoint, without its name, which the reader of the file adds."""
+    """What is wrong with a checkpoint, and what to do; who knows the file's name puts it before."""
+
+    def __init__(self, what: str, remedy: str = _FETCH_AGAIN) -> None:
+        super().__init__(f"{what}; {remedy}")
 
 
 @dataclass(frozen=True)
@@ -219,7 +232,8 @@ class _Machine:
         if not allowed(module, name):
             raise FormatError(
                 f"refers to {f'{module}.{name}'[:200]!r}, which no checkpoint needs: "
-                "it was refused, and nothing in it was executed"
+                "it was refused, and nothing in it was executed",
+                _CONVERT,
             )
         self.push(Global(f"{module}.{name}"))
 

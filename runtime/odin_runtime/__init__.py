@@ -1,0 +1,6 @@
+"""Scoring images with an odin-ood bundle."""
+
+from odin_engines.errors import OdinError
+from odin_runtime.scorer import Scorer, Scores
+
+__all__ = ["OdinError", "Scorer", "Scores"]

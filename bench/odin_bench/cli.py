@@ -1,0 +1,365 @@
+"""odin-bench: how well a bundle tells out-of-distribution images, and whether PyTorch agrees."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from odin_engines.engine import ENGINE_NAMES
+from odin_engines.errors import OdinError
+from odin_engines.spec import DEFAULT_MAGNITUDE, DEFAULT_TEMPERATURE
+
+if TYPE_CHECKING:
+    from odin_bench.datasets import Dataset
+    from odin_bench.evaluation import Evaluation, Result, Setting
+    from odin_bench.parity import Parity
+    from odin_engines.bundle import Bundle
+    from odin_runtime import Scorer
+
+_DESCRIPTION = """\
+Score in-distribution images against out-of-distribution images, print the table of the ODIN release
+for each set, and check the engine against the PyTorch reference.
+"""
+_EXAMPLES = """\
+examples:
+  odin-bench densenet10 --limit 1000
+        every set at hand, 1,000 images a side
+  odin-bench densenet10 --out-dataset Imagenet SVHN photos/ --json results.json
+        these sets, 9,000 images a side as in the release; photos/ is a folder of images
+  odin-bench my-bundle --engine ort --checkpoint mine.pth
+        a bundle; the checkpoint is needed for the PyTorch reference only
+  odin-bench --nn densenet10 --out_dataset Imagenet --magnitude 0.0014 --temperature 1000 --gpu 0
+        as the release's own program is called
+
+data sets: cifar10 and cifar100 in-distribution; Imagenet, Imagenet_resize, LSUN, LSUN_resize, iSUN,
+  SVHN, DTD, CIFAR-100, Uniform, Gaussian out of it; any .npz file with x, uint8 (N, H, W, 3); any
+  folder of images. They are looked for in --data, $ODIN_DATA and the cache folder.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run odin-bench; return its exit status: 0 done, 1 refused, 130 interrupted."""
+    options = _parser().parse_args(arguments)
+    try:
+        return _bench(options)
+    except OdinError as error:
+        print(f"odin-bench: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("odin-bench: interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="odin-bench",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    model = parser.add_argument_group("what is scored")
+    model.add_argument(
+        "model",
+        nargs="?",
+        metavar="MODEL-or-BUNDLE",
+        help="a bundle's folder, or densenet10, densenet100, wideresnet10 or wideresnet100, which "
+        "is then exported into the cache (default: densenet10)",
+    )
+    model.add_argument("--nn", metavar="MODEL", help="the same, as the release spells it")
+    _add_model_options(model)
+    _add_data_options(parser.add_argument_group("on what images"))
+    _add_result_options(parser.add_argument_group("how, and what comes out"))
+    return parser
+
+
+def _add_model_options(group: argparse._ArgumentGroup) -> None:
+    from odin_export.flags import add_model_options
+
+    add_model_options(group)
+    group.add_argument(
+        "--magnitude",
+        metavar="M",
+        help="of the perturbation, for pixels in [0, 1]; 'release' takes the published one for "
+        f"each set (default: the bundle's, or {DEFAULT_MAGNITUDE:g})",
+    )
+    group.add_argument(
+        "--temperature",
+        type=float,
+        metavar="T",
+        help=f"of the softmax (default: the bundle's, or {DEFAULT_TEMPERATURE:g})",
+    )
+
+
+def _add_data_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--in-dataset",
+        "--in_dataset",
+        metavar="NAME",
+        help="(default: the one that the network was trained on)",
+    )
+    group.add_argument(
+        "--out-dataset",
+        "--out_dataset",
+        nargs="+",
+        metavar="NAME",
+        help="one or several (default: every set at hand)",
+    )
+    group.add_argument("--data", type=Path, metavar="DIR", help="folder to look for sets in first")
+    group.add_argument(
+        "--crop",
+        type=_positive,
+        metavar="N",
+        help="score the inner N x N pixels of larger images: 32 for the release's 36x36 images "
+        "without their black border (default: all pixels, as the release does)",
+    )
+    group.add_argument(
+        "--limit",
+        type=_positive,
+        metavar="N",
+        default=9000,
+        help="at most N images a side, after the 1,000 that the release leaves for tuning "
+        "(default: %(default)s)",
+    )
+
+
+def _add_result_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--engine",
+        choices=ENGINE_NAMES,
+        default="auto",
+        help="auto is the fastest that is installed; torch is the reference (default: auto)",
+    )
+    group.add_argument("--threads", type=_positive, metavar="N", help="of the engine")
+    group.add_argument(
+        "--metrics",
+        choices=("exact", "reference"),
+        default="exact",
+        help="exact, or the release's threshold scan (default: %(default)s)",
+    )
+    group.add_argument(
+        "--parity",
+        type=int,
+        metavar="N",
+        default=256,
+        help="check the engine against PyTorch on N images of each side of the first set; 0 "
+        "leaves the check out (default: %(default)s)",
+    )
+    group.add_argument("--json", type=Path, metavar="FILE", help="write the results to FILE")
+    group.add_argument(
+        "--gpu",
+        metavar="N",
+        help="accepted as in the release; the engines of this version run on the CPU",
+    )
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a whole number from 1")
+    return int(text)
+
+
+def _bench(parsed: argparse.Namespace) -> int:
+    _check_json_folder(parsed.json)
+    try:
+        from odin_bench import datasets
+        from odin_bench.evaluation import Evaluation, check_classes
+    except ImportError as error:
+        raise OdinError(
+            f"{error.name} is not installed; the bench needs: pip install 'odin-ood[cpu]'"
+        ) from error
+    if parsed.gpu is not None:
+        _say(f"--gpu {parsed.gpu} changes nothing: the engines of this version run on the CPU")
+    bundle = _bundle(parsed)
+    magnitude_of = _magnitudes(parsed, bundle)
+    scorer = _scorer(parsed, bundle)
+    in_name = parsed.in_dataset or bundle.spec.in_dataset
+    if in_name is None:
+        raise OdinError("the bundle names no in-distribution set; give one with --in-dataset")
+    in_set = datasets.load(in_name, parsed.data, role="in")
+    check_classes(scorer, in_set)
+    names = parsed.out_dataset or datasets.available(parsed.data, in_set.name)
+    _say(
+        f"{bundle.spec.architecture}, weights {bundle.spec.checkpoint}, engine {scorer.engine}, "
+        f"{scorer.precision}, {bundle.spec.method}; {in_set.name} from {in_set.source}"
+    )
+    evaluation = Evaluation(scorer, in_set, _progress_bar)
+    results: list[Result] = []
+    interrupted = False
+    parity = None
+    try:
+        for index, name in enumerate(names):
+            out_set = datasets.load(name, parsed.data, role="out")
+            if parsed.crop and max(out_set.images.shape[1:3]) > parsed.crop:
+                out_set = out_set.cropped(parsed.crop)
+            setting = _setting(parsed, bundle, magnitude_of(out_set.name))
+            results.append(evaluation.run(out_set, setting))
+            _print_result(results[-1], bundle)
+            if index == 0 and parsed.parity > 0:
+                parity = _parity(parsed, evaluation, out_set, setting)
+    except KeyboardInterrupt:
+        interrupted = True
+        _say("odin-bench: interrupted; what follows is what was finished")
+    _print_summary(results, scorer, parity)
+    if parsed.json and results:
+        from odin_bench.report import as_json, write_json
+
+        write_json(parsed.json, as_json(scorer, results, parity))
+    return 130 if interrupted else 0
+
+
+def _check_json_folder(path: Path | None) -> None:
+    """Fail before the work rather than after it."""
+    if path is not None and not path.absolute().parent.is_dir():
+        raise OdinError(f"--json {path}: the folder {path.absolute().parent} does not exist")
+
+
+def _bundle(parsed: argparse.Namespace) -> Bundle:
+    from odin_bench.models import find_bundle
+    from odin_export.exporter import Options
+    from odin_export.flags import given_options
+
+    if parsed.nn and parsed.model:
+        raise OdinError(f"MODEL {parsed.model} and --nn {parsed.nn} are both given; give one")
+    name = parsed.nn or parsed.model or "densenet10"
+    # What is exported here takes any temperature and magnitude, so one export serves every run.
+    options = Options(**given_options(parsed), tunable=True)  # type: ignore[arg-type]
+    bundle = find_bundle(name, parsed.checkpoint, options, lambda step: _say(f"{name}: {step}"))
+    for flag in ("mean", "std", "method"):
+        asked, has = getattr(parsed, flag), getattr(bundle.spec, flag)
+        if asked is not None and asked != has:
+            raise OdinError(
+                f"--{flag}: bundle {bundle.path} was exported with {has}; export another with "
+                f"odin-export --{flag}"
+            )
+    return bundle
+
+
+def _magnitudes(parsed: argparse.Namespace, bundle: Bundle) -> Callable[[str], float]:
+    """The magnitude for each out-of-distribution set."""
+    if parsed.magnitude == "release":
+        from odin_bench.published import published
+
+        def published_magnitude(name: str) -> float:
+            found = published(bundle.spec.model, name)
+            return bundle.spec.magnitude if found is None else found.magnitude
+
+        return published_magnitude
+    if parsed.magnitude is None:
+        return lambda name: bundle.spec.magnitude
+    try:
+        magnitude = float(parsed.magnitude)
+    except ValueError:
+        raise OdinError(f"--magnitude {parsed.magnitude}: give a number, or 'release'") from None
+    return lambda name: magnitude
+
+
+def _scorer(parsed: argparse.Namespace, bundle: Bundle) -> Scorer:
+    from odin_runtime import Scorer
+
+    network = None
+    if parsed.engine == "torch":
+        from odin_bench.models import find_reference
+
+        network = find_reference(bundle, parsed.checkpoint).network
+    return Scorer.open(
+        bundle,
+        parsed.engine,
+        precision=parsed.precision,
+        threads=parsed.threads,
+        network=network,
+    )
+
+
+def _setting(parsed: argparse.Namespace, bundle: Bundle, magnitude: float) -> Setting:
+    from odin_bench.evaluation import Setting
+
+    temperature = bundle.spec.temperature if parsed.temperature is None else parsed.temperature
+    return Setting(temperature, magnitude, parsed.limit, parsed.metrics)
+
+
+def _parity(
+    parsed: argparse.Namespace, evaluation: Evaluation, out_set: Dataset, setting: Setting
+) -> Parity | None:
+    """Compare with PyTorch on the first images that were scored of each side."""
+    from odin_bench.datasets import protocol_split
+    from odin_bench.models import find_reference
+    from odin_bench.parity import compare, trace_engine, trace_reference
+
+    scorer = evaluation.scorer
+    if scorer.engine == "torch":
+        _say("parity: the engine is the reference itself")
+        return None
+    try:
+        reference = find_reference(scorer.bundle, parsed.checkpoint)
+    except OdinError as error:
+        _say(f"parity: not checked, because {error}")
+        return None
+    split = protocol_split(evaluation.in_set, out_set, limit=min(setting.limit, parsed.parity))
+    sides = [part.images for part in (split.in_set, split.out_set)]
+    tuned = (setting.temperature, setting.magnitude)
+    count = 2 * sum(len(side) for side in sides)
+    progress = _progress_bar(f"parity with PyTorch ({sum(map(len, sides))} images)", count)
+    engine = [trace_engine(scorer, side, *tuned, progress) for side in sides]
+    expected = [trace_reference(reference, side, *tuned, progress) for side in sides]
+    return compare((engine[0], engine[1]), (expected[0], expected[1]))
+
+
+def _print_result(result: Result, bundle: Bundle) -> None:
+    from odin_bench.tables import release_block
+
+    names = (bundle.spec.architecture, result.in_dataset, result.out_dataset)
+    print(release_block(*names, result.baseline, result.odin), end="\n\n", flush=True)
+
+
+def _print_summary(results: list[Result], scorer: Scorer, parity: Parity | None) -> None:
+    from odin_bench.tables import Row, summary_table
+
+    if not results:
+        return
+    spec = scorer.spec
+    rows = [Row(r.out_dataset, r.n_in, r.n_out, r.magnitude, r.baseline, r.odin) for r in results]
+    own = results[0].in_dataset == spec.in_dataset
+    print(
+        summary_table(
+            rows,
+            spec.model if own else None,
+            f"published for the weights of the ODIN release; these are {spec.checkpoint}",
+        )
+    )
+    first = results[0]
+    if first.accuracy is not None:
+        print(f"\naccuracy on {first.in_dataset}: {100 * first.accuracy:.2f} % of {first.n_in}")
+    for note in dict.fromkeys(result.note for result in results):
+        print(f"scored: {note}")
+    if spec.method == "first-order":
+        print("method: first-order, an approximation of ODIN; --method exact gives ODIN itself")
+    if parity is not None:
+        print(
+            f"parity of {scorer.engine} ({scorer.precision}) with PyTorch on {parity.images} images "
+            f"of {first.in_dataset} and {first.out_dataset}:\n"
+            f"  gradient signs agree {100 * parity.sign_agreement:.3f} %, "
+            f"labels {100 * parity.label_agreement:.3f} %; "
+            f"largest score difference {parity.max_abs_score_difference:.1e}\n"
+            f"  AUROC differs by {parity.auroc_difference:+.5f}, "
+            f"FPR at TPR 95 % by {parity.fpr95_difference:+.5f}"
+        )
+
+
+def _progress_bar(title: str, count: int) -> Callable[[int], object]:
+    from tqdm import tqdm
+
+    bar = tqdm(total=count, desc=title, unit="image", leave=False, mininterval=0.5)
+
+    def advance(done: int) -> None:
+        bar.update(done)
+        if bar.n >= count:
+            bar.close()
+
+    return advance
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

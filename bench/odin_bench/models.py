@@ -1,0 +1,101 @@
+"""MODEL-or-BUNDLE: the bundle that a name on the command line stands for, and its network."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import odin_export
+from odin_bench.datasets import cache_folder
+from odin_engines.bundle import Bundle, is_bundle, read_bundle
+from odin_engines.errors import OdinError
+from odin_engines.files import sha256
+from odin_engines.torch_reference import TorchReference
+from odin_export.checkpoint import default_checkpoint, load_network
+from odin_export.exporter import Options, check_options, export, tool_versions
+from odin_export.networks import NETWORKS
+
+
+def find_bundle(
+    name: str, checkpoint: Path | None, options: Options, step: Callable[[str], object]
+) -> Bundle:
+    """Return the bundle in folder `name`, or export the network of that name into the cache.
+
+    Exported bundles are kept and found again by weights, options and versions.
+
+    Args:
+        name: a bundle's folder, or a name in `networks.NETWORKS`.
+        checkpoint, options: for exporting.
+        step: as in `exporter.export`.
+
+    Raises:
+        OdinError: neither a bundle nor a network's name, or exporting failed.
+    """
+    if is_bundle(Path(name)):
+        return read_bundle(Path(name))
+    if name not in NETWORKS:
+        raise OdinError(
+            f"{name} is neither a bundle (a folder with an odin.json) nor one of "
+            f"{', '.join(NETWORKS)}; make a bundle with odin-export"
+        )
+    check_options(options)
+    weights = checkpoint or default_checkpoint(name)
+    folder = cache_folder().parent / "bundles" / f"{name}-{_key(weights, options)}"
+    if is_bundle(folder):
+        try:
+            return read_bundle(folder)
+        except OdinError:
+            step("mend cached bundle")  # cut short or changed by somebody: export it again
+    return export(name, checkpoint, folder, options, step)
+
+
+def find_reference(bundle: Bundle, checkpoint: Path | None) -> TorchReference:
+    """Return the PyTorch network behind a bundle, as the reference.
+
+    Args:
+        bundle: tells the network and the SHA-256 of its weights.
+        checkpoint: the weights it was exported with; None looks for those of the package.
+
+    Raises:
+        OdinError: the bundle is of none of the four networks, or the weights are others.
+    """
+    spec = bundle.spec
+    if spec.model not in NETWORKS:
+        raise OdinError(f"there is no PyTorch network for bundle {bundle.path} ({spec.model})")
+    file = checkpoint
+    if file is None:
+        packaged = _packaged(spec.model)
+        if packaged is None or sha256(packaged) != spec.checkpoint_sha256:
+            raise OdinError(
+                f"bundle {bundle.path} was exported with weights {spec.checkpoint}, which a bundle "
+                "does not hold; give the file with --checkpoint"
+            )
+        file = packaged
+    network, weights = load_network(spec.model, file)
+    if weights.sha256 != spec.checkpoint_sha256:
+        raise OdinError(
+            f"{file} is not the file that bundle {bundle.path} was exported with "
+            f"({spec.checkpoint}, SHA-256 {spec.checkpoint_sha256[:16]}...); give that one with "
+            "--checkpoint"
+        )
+    return TorchReference(network, spec)
+
+
+def _packaged(model: str) -> Path | None:
+    try:
+        return default_checkpoint(model)
+    except OdinError:
+        return None
+
+
+def _key(weights: Path, options: Options) -> str:
+    if not weights.is_file():
+        raise OdinError(f"checkpoint {weights} does not exist")
+    parts: list[Any] = [sha256(weights), dataclasses.asdict(options), tool_versions()]
+    # The exporter's own source counts too: a changed rule must not meet an old graph.
+    parts += [sha256(file) for file in sorted(Path(odin_export.__file__).parent.glob("*.py"))]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

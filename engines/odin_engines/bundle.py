@@ -1,0 +1,237 @@
+"""The bundle on disk: a folder with `odin.json` and the graphs it lists, each with its SHA-256.
+
+Reading a bundle checks schema and hashes and executes nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from odin_engines.errors import OdinError
+from odin_engines.files import sha256
+from odin_engines.spec import SCHEMA, Spec
+
+DESCRIPTION = "odin.json"
+ODIN, GRADIENT, FORWARD = "odin.onnx", "gradient.onnx", "forward.onnx"
+
+_CHOICES = {
+    "method": ("exact", "first-order"),
+    "precision": ("fp32", "fp16", "bf16"),
+    "input_type": ("float32", "uint8"),
+}
+_RE_EXPORT = "export it again with odin-export"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose description and files were found whole.
+
+    Attributes:
+        path: the folder.
+        spec: what `odin.json` says.
+        files: SHA-256 of each file, by name.
+    """
+
+    path: Path
+    spec: Spec
+    files: dict[str, str]
+
+    def file(self, name: str) -> Path:
+        """Return the path of one of the bundle's files.
+
+        Raises:
+            OdinError: the bundle does not have it.
+        """
+        if name not in self.files:
+            raise OdinError(f"bundle {self.path} holds no {name}; {_RE_EXPORT}")
+        return self.path / name
+
+
+def is_bundle(path: Path) -> bool:
+    """Whether `path` is a folder that holds an `odin.json`."""
+    return (path / DESCRIPTION).is_file()
+
+
+def read_bundle(path: Path) -> Bundle:
+    """Open a bundle and verify its schema, sizes and hashes.
+
+    Raises:
+        OdinError: there is no bundle at `path`, it was written by a newer version, or something in
+            it is missing, truncated, corrupted or out of range.
+    """
+    if not is_bundle(path):
+        raise OdinError(
+            f"no bundle at {path}: it has no {DESCRIPTION}; make one with "
+            f"'odin-export MODEL --output {path}'"
+        )
+    description = _read_description(path / DESCRIPTION)
+    files = _verified_files(path, description.pop("files", None))
+    return Bundle(path, _spec(path / DESCRIPTION, description), files)
+
+
+def write_bundle(path: Path, spec: Spec, graphs: Mapping[str, bytes]) -> Bundle:
+    """Write a bundle; it appears at `path` whole, or not at all.
+
+    Args:
+        path: a folder that does not exist, or is empty, or holds a bundle, which is replaced.
+        spec: what `odin.json` is to say.
+        graphs: content of each file, by name.
+
+    Raises:
+        OdinError: `path` holds something else, or cannot be written.
+    """
+    path = path.absolute()
+    if path.exists() and not is_bundle(path) and not (path.is_dir() and not any(path.iterdir())):
+        raise OdinError(f"{path} exists and is not a bundle; choose another --output")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    except OSError as error:
+        raise OdinError(f"cannot write to {path.parent}: {error.strerror}") from error
+    try:
+        files = _write_files(temporary, spec, graphs)
+        temporary.chmod(0o755)
+        _take_place(temporary, path)
+    except OSError as error:
+        raise OdinError(f"cannot write {path}: {error.strerror}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return Bundle(path, spec, files)
+
+
+def _write_files(folder: Path, spec: Spec, graphs: Mapping[str, bytes]) -> dict[str, str]:
+    entries = {}
+    for name, content in graphs.items():
+        (folder / name).write_bytes(content)
+        entries[name] = {"bytes": len(content), "sha256": sha256(folder / name)}
+    description = {"schema": SCHEMA, **dataclasses.asdict(spec), "files": entries}
+    text = json.dumps(description, indent=1, allow_nan=False) + "\n"
+    (folder / DESCRIPTION).write_text(text, encoding="utf-8")
+    return {name: str(entry["sha256"]) for name, entry in entries.items()}
+
+
+def _take_place(temporary: Path, path: Path) -> None:
+    if not path.exists():
+        temporary.rename(path)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
+    path.rename(old / path.name)
+    try:
+        temporary.rename(path)
+    except OSError:
+        (old / path.name).rename(path)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _read_description(file: Path) -> dict[str, Any]:
+    try:
+        description = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise OdinError(f"{file} cannot be read ({error}); {_RE_EXPORT}") from error
+    if not isinstance(description, dict) or not isinstance(description.get("schema"), int):
+        raise OdinError(f"{file} is not a bundle's description; {_RE_EXPORT}")
+    schema = description.pop("schema")
+    if schema > SCHEMA:
+        raise OdinError(
+            f"{file} has schema {schema}, from a newer odin-ood; this one reads up to {SCHEMA}: "
+            "upgrade with 'pip install --upgrade odin-ood'"
+        )
+    if schema < 1:
+        raise OdinError(f"{file} has schema {schema}, which never existed; {_RE_EXPORT}")
+    return description
+
+
+def _verified_files(path: Path, entries: object) -> dict[str, str]:
+    if not isinstance(entries, dict) or ODIN not in entries:
+        raise OdinError(f"{path / DESCRIPTION} lists no {ODIN}; {_RE_EXPORT}")
+    files = {}
+    for name, entry in entries.items():
+        if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
+            raise OdinError(f"{path / DESCRIPTION} lists {name!r}, which is not a plain file name")
+        if not isinstance(entry, dict) or not {"bytes", "sha256"} <= set(entry):
+            raise OdinError(f"{path / DESCRIPTION} gives no size and hash of {name}; {_RE_EXPORT}")
+        files[name] = _verified(path / name, entry["bytes"], entry["sha256"])
+    return files
+
+
+def _verified(file: Path, size: object, digest: object) -> str:
+    if not file.is_file():
+        raise OdinError(f"{file} is missing; copy the whole bundle, or {_RE_EXPORT}")
+    found = file.stat().st_size
+    if found != size:
+        raise OdinError(
+            f"{file} has {found} bytes, not {size}: it was cut or changed; {_RE_EXPORT}"
+        )
+    actual = sha256(file)
+    if actual != digest:
+        raise OdinError(f"{file} does not match its SHA-256: it was changed; {_RE_EXPORT}")
+    return actual
+
+
+def _spec(file: Path, description: dict[str, Any]) -> Spec:
+    fields = {field.name: field for field in dataclasses.fields(Spec)}
+    missing = [
+        name
+        for name, field in fields.items()
+        if name not in description
+        and field.default is dataclasses.MISSING
+        and field.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise OdinError(f"{file} does not say {', '.join(missing)}; {_RE_EXPORT}")
+    known = {name: value for name, value in description.items() if name in fields}
+    for name in ("mean", "std", "height", "width"):
+        if isinstance(known[name], list):
+            known[name] = tuple(known[name])
+    spec = Spec(**known)
+    problem = _problem(spec)
+    if problem:
+        raise OdinError(f"{file}: {problem}; {_RE_EXPORT}")
+    return spec
+
+
+def _problem(spec: Spec) -> str | None:
+    """What is wrong with the values, if anything."""
+    for name, choices in _CHOICES.items():
+        if getattr(spec, name) not in choices:
+            return f"{name} is {getattr(spec, name)!r}, not one of {', '.join(choices)}"
+    for name in ("classes", "channels"):
+        if not _is_int(getattr(spec, name)) or getattr(spec, name) < 1:
+            return f"{name} is not a positive whole number"
+    for name in ("mean", "std"):
+        values = getattr(spec, name)
+        if not isinstance(values, tuple) or len(values) != spec.channels:
+            return f"{name} does not have {spec.channels} values"
+        if not all(_is_number(value) for value in values):
+            return f"{name} holds something that is not a number"
+    if min(spec.std) <= 0:
+        return "std is not positive"
+    for name in ("height", "width"):
+        sizes = getattr(spec, name)
+        if not isinstance(sizes, tuple) or len(sizes) != 2 or not all(map(_is_int, sizes)):
+            return f"{name} is not a smallest and a largest size"
+    if not _is_number(spec.temperature) or spec.temperature <= 0:
+        return "temperature is not a positive number"
+    if not _is_number(spec.magnitude) or spec.magnitude < 0:
+        return "magnitude is not a number from 0"
+    if not isinstance(spec.tunable, bool):
+        return "tunable is neither true nor false"
+    return None
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,112 @@
+"""What an engine is, and which there are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from odin_engines.errors import OdinError
+from odin_engines.spec import Precision
+
+Arrays = Mapping[str, np.ndarray]
+
+
+class Session(Protocol):
+    """A graph opened in an engine. Safe to use from several threads."""
+
+    def run(self, feeds: Arrays) -> dict[str, np.ndarray]:
+        """Return the graph's outputs, by name, for these inputs, by name."""
+
+
+class Engine(Protocol):
+    """A module of this package that opens ONNX graphs."""
+
+    def unavailable(self, precision: Precision) -> str | None:
+        """Why the engine cannot run here in this precision, and the remedy; None if it can."""
+
+    def open_graph(self, graph: Path, precision: Precision, threads: int | None) -> Session:
+        """Open an ONNX file; `threads` None leaves their number to the engine."""
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """Where an engine is found."""
+
+    name: str
+    module: str
+    summary: str
+
+
+# The fastest first, as measured on a CPU: `auto` takes the first that is available.
+ENGINES = {
+    info.name: info
+    for info in (
+        EngineInfo("openvino", "odin_engines.openvino_engine", "OpenVINO on the CPU"),
+        EngineInfo("ort", "odin_engines.ort_engine", "ONNX Runtime on the CPU"),
+        EngineInfo("trt", "odin_engines.tensorrt_engine", "TensorRT"),
+        EngineInfo("rtx", "odin_engines.tensorrt_engine", "TensorRT for RTX"),
+    )
+}
+# The reference needs the PyTorch network itself, so it is opened by `TorchReference`, not by graph.
+ENGINE_NAMES = ("auto", "torch", *ENGINES)
+
+
+def unavailable(name: str, precision: Precision) -> str | None:
+    """Why engine `name` cannot run here in this precision, and the remedy; None if it can."""
+    return _module(name).unavailable(precision)
+
+
+def resolve(name: str, precision: Precision) -> str:
+    """Return `name`, or for "auto" the fastest engine available.
+
+    Raises:
+        OdinError: the engine does not exist, or is not available, with the reason and the remedy.
+    """
+    if name == "auto":
+        return _fastest(precision)
+    if name == "torch":
+        if find_spec("torch") is None:
+            raise OdinError("engine torch needs PyTorch: pip install 'odin-ood[cpu]'")
+        return name
+    if name not in ENGINES:
+        raise OdinError(f"no engine {name!r}; choose from {', '.join(ENGINE_NAMES)}")
+    reason = unavailable(name, precision)
+    if reason is not None:
+        raise OdinError(f"engine {name} is not available: {reason}")
+    return name
+
+
+def open_graph(
+    name: str, graph: Path, precision: Precision = "fp32", threads: int | None = None
+) -> Session:
+    """Open an ONNX file in an engine.
+
+    Raises:
+        OdinError: the engine is not available, or refuses the graph.
+    """
+    return _module(resolve(name, precision)).open_graph(graph, precision, threads)
+
+
+def missing_package(module: str, remedy: str) -> str | None:
+    """The reason and remedy if a package cannot be imported, else None. Imports nothing."""
+    return None if find_spec(module) is not None else f"{module} is not installed: {remedy}"
+
+
+def _fastest(precision: Precision) -> str:
+    reasons = []
+    for name in ENGINES:
+        reason = unavailable(name, precision)
+        if reason is None:
+            return name
+        reasons.append(f"{name}: {reason}")
+    raise OdinError("no engine is available here\n  " + "\n  ".join(reasons))
+
+
+def _module(name: str) -> Engine:
+    return import_module(ENGINES[name].module)
