@@ -338,8 +338,8 @@ def _print_summary(results: list[Result], scorer: Scorer, parity: Parity | None)
         print("method: first-order, an approximation of ODIN; --method exact gives ODIN itself")
     if parity is not None:
         print(
-            f"parity of {scorer.engine} ({scorer.precision}) with PyTorch on {parity.images} images "
-            f"of {first.in_dataset} and {first.out_dataset}:\n"
+            f"parity of {scorer.engine} ({scorer.precision}) with PyTorch on {parity.images} "
+            f"images of {first.in_dataset} and {first.out_dataset}:\n"
             f"  gradient signs agree {100 * parity.sign_agreement:.3f} %, "
             f"labels {100 * parity.label_agreement:.3f} %; "
             f"largest score difference {parity.max_abs_score_difference:.1e}\n"

@@ -24,7 +24,7 @@ def add_model_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup)
             f"--{name}",
             type=_three_numbers,
             metavar="R,G,B",
-            help=f"of the training images, for pixels in [0, 1] (default, the release's: {default})",
+            help=f"of the training images, for pixels in [0, 1] (default: {default})",
         )
     parser.add_argument(
         "--method",

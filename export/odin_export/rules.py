@@ -90,7 +90,8 @@ def batch_normalization(e: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
     Inference mode (Ioffe and Szegedy, 2015, algorithm 2): the statistics do not depend on x.
     """
     scale, variance = (constant_value(node.inputs[i]) for i in (1, 4))
-    if scale is None or variance is None or node.attributes.get_int("training_mode", 0):
+    training = node.attributes.get_int("training_mode", 0) == 1
+    if scale is None or variance is None or training:
         raise refused(
             node,
             "its scale or variance is not a constant",
