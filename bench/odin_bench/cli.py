@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from odin_engines import command
 from odin_engines.engine import ENGINE_NAMES
 from odin_engines.errors import OdinError
 from odin_engines.spec import DEFAULT_MAGNITUDE, DEFAULT_TEMPERATURE
@@ -42,15 +43,8 @@ data sets: cifar10 and cifar100 in-distribution; Imagenet, Imagenet_resize, LSUN
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run odin-bench; return its exit status: 0 done, 1 refused, 130 interrupted."""
-    options = _parser().parse_args(arguments)
-    try:
-        return _bench(options)
-    except OdinError as error:
-        print(f"odin-bench: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("odin-bench: interrupted", file=sys.stderr)
-        return 130
+    parsed = _parser().parse_args(arguments)
+    return command.run("odin-bench", lambda: _bench(parsed))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -163,13 +157,9 @@ def _positive(text: str) -> int:
 
 def _bench(parsed: argparse.Namespace) -> int:
     _check_json_folder(parsed.json)
-    try:
-        from odin_bench import datasets
-        from odin_bench.evaluation import Evaluation, check_classes
-    except ImportError as error:
-        raise OdinError(
-            f"{error.name} is not installed; the bench needs: pip install 'odin-ood[cpu]'"
-        ) from error
+    from odin_bench import datasets
+    from odin_bench.evaluation import Evaluation, check_classes
+
     if parsed.gpu is not None:
         _say(f"--gpu {parsed.gpu} changes nothing: the engines of this version run on the CPU")
     bundle = _bundle(parsed)
@@ -207,7 +197,7 @@ def _bench(parsed: argparse.Namespace) -> int:
         from odin_bench.report import as_json, write_json
 
         write_json(parsed.json, as_json(scorer, results, parity))
-    return 130 if interrupted else 0
+    return command.INTERRUPTED if interrupted else 0
 
 
 def _check_json_folder(path: Path | None) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from odin_engines import command
 from odin_engines.bundle import ODIN
 from odin_engines.errors import OdinError
 from odin_engines.spec import DEFAULT_MAGNITUDE, DEFAULT_TEMPERATURE
@@ -34,16 +34,8 @@ then:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run odin-export; return its exit status: 0 done, 1 refused, 130 interrupted."""
-    options = _parser().parse_args(arguments)
-    try:
-        _export(options)
-    except OdinError as error:
-        print(f"odin-export: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("odin-export: interrupted; nothing was written", file=sys.stderr)
-        return 130
-    return 0
+    parsed = _parser().parse_args(arguments)
+    return command.run("odin-export", lambda: _export(parsed))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -93,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _export(parsed: argparse.Namespace) -> None:
+def _export(parsed: argparse.Namespace) -> int:
     if parsed.engine != "onnx":
         from odin_engines.engine import unavailable
 
@@ -104,14 +96,10 @@ def _export(parsed: argparse.Namespace) -> None:
             "wideresnet100 only; odin_export.backward.input_gradient derives the gradient graph of "
             "an .onnx classifier"
         )
-    try:
-        from tqdm import tqdm
+    from tqdm import tqdm
 
-        from odin_export import exporter
-    except ImportError as error:
-        raise OdinError(
-            f"{error.name} is not installed; exporting needs: pip install 'odin-ood[cpu]'"
-        ) from error
+    from odin_export import exporter
+
     options = exporter.Options(
         temperature=parsed.temperature,
         magnitude=parsed.magnitude,
@@ -134,3 +122,4 @@ def _export(parsed: argparse.Namespace) -> None:
     size = (bundle.path / ODIN).stat().st_size / 1e6
     print(f"  {ODIN} ({size:.1f} MB) takes images and gives score, baseline, label, logits")
     print(f"  next: odin-bench {output}")
+    return 0

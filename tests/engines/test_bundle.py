@@ -315,8 +315,17 @@ def test_a_schema_that_never_was(folder: Path, schema: int) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["model", "architecture", "checkpoint", "checkpoint_sha256", "classes", "mean", "std"]
-    + ["height", "width"],
+    [
+        "model",
+        "architecture",
+        "checkpoint",
+        "checkpoint_sha256",
+        "classes",
+        "mean",
+        "std",
+        "height",
+        "width",
+    ],
 )
 def test_a_missing_field(folder: Path, name: str) -> None:
     description = json.loads((folder / "odin.json").read_text("utf-8"))
@@ -346,11 +355,34 @@ BAD_VALUES = {
     "checkpoint_sha256": (None, 0),
     "classes": (0, -1, 2.5, "10", None, True, [10]),
     "channels": (0, -3, 3.0, "3", None, True),
-    "mean": ((0.5,), (0.5, 0.5), (0.5,) * 4, 0.5, "abc", None, (0, 0, "0"), (0, 0, None))
-    + ((0, 0, NAN), (0, 0, INFINITY), (0, 0, True), (0, 0, HUGE)),
+    "mean": (
+        (0.5,),
+        (0.5, 0.5),
+        (0.5,) * 4,
+        0.5,
+        "abc",
+        None,
+        (0, 0, "0"),
+        (0, 0, None),
+        (0, 0, NAN),
+        (0, 0, INFINITY),
+        (0, 0, True),
+        (0, 0, HUGE),
+    ),
     "std": ((1.0,), (1, 1, 0), (1, 1, -1), "abc", None, (1, 1, NAN), (1, 1, HUGE)),
-    "height": (32, (32,), (32, 40, 48), ("32", "63"), (32.0, 63.0), None, "ab", (True, True))
-    + ((63, 32), (0, 63), (-5, -1)),
+    "height": (
+        32,
+        (32,),
+        (32, 40, 48),
+        ("32", "63"),
+        (32.0, 63.0),
+        None,
+        "ab",
+        (True, True),
+        (63, 32),
+        (0, 63),
+        (-5, -1),
+    ),
     "width": (32, (32,), (None, None), (63, 32)),
     "in_dataset": (5, ["cifar10"]),
     "temperature": (0, -1, NAN, INFINITY, "10", None, True, [10], HUGE),

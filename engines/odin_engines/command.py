@@ -1,0 +1,34 @@
+"""What every command line of this project does around its work."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from odin_engines.errors import OdinError
+
+REFUSED, INTERRUPTED = 1, 130
+
+
+def run(name: str, work: Callable[[], int]) -> int:
+    """Run a command; return its exit status.
+
+    What the user can mend becomes one line on standard error, and status 1; Ctrl-C is 130.
+    """
+    try:
+        return work()
+    except OdinError as error:
+        _complain(name, str(error))
+        return REFUSED
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("odin_"):
+            raise
+        _complain(name, f"{error.name} is not installed; try: pip install 'odin-ood[cpu]'")
+        return REFUSED
+    except KeyboardInterrupt:
+        _complain(name, "interrupted; nothing was left half-written")
+        return INTERRUPTED
+
+
+def _complain(name: str, text: str) -> None:
+    print(f"{name}: {text}", file=sys.stderr, flush=True)
