@@ -170,34 +170,55 @@ def _bench(parsed: argparse.Namespace) -> int:
         raise OdinError("the bundle names no in-distribution set; give one with --in-dataset")
     in_set = datasets.load(in_name, parsed.data, role="in")
     check_classes(scorer, in_set)
-    names = parsed.out_dataset or datasets.available(parsed.data, in_set.name)
+    out_sets = _out_sets(parsed, scorer, in_set)
     _say(
         f"{bundle.spec.architecture}, weights {bundle.spec.checkpoint}, engine {scorer.engine}, "
         f"{scorer.precision}, {bundle.spec.method}; {in_set.name} from {in_set.source}"
     )
     evaluation = Evaluation(scorer, in_set, _progress_bar)
     results: list[Result] = []
-    interrupted = False
-    parity = None
+    parity: Parity | None = None
+    status = 0
     try:
-        for index, name in enumerate(names):
-            out_set = datasets.load(name, parsed.data, role="out")
-            if parsed.crop and max(out_set.images.shape[1:3]) > parsed.crop:
-                out_set = out_set.cropped(parsed.crop)
+        for out_set in out_sets:
             setting = _setting(parsed, bundle, magnitude_of(out_set.name))
             results.append(evaluation.run(out_set, setting))
             _print_result(results[-1], bundle)
-            if index == 0 and parsed.parity > 0:
+            if len(results) == 1 and parsed.parity > 0:
                 parity = _parity(parsed, evaluation, out_set, setting)
     except KeyboardInterrupt:
-        interrupted = True
+        status = command.INTERRUPTED
         _say("odin-bench: interrupted; what follows is what was finished")
-    _print_summary(results, scorer, parity)
-    if parsed.json and results:
-        from odin_bench.report import as_json, write_json
+    finally:  # what was finished is not lost, whatever happened to the rest
+        if results:
+            _print_summary(results, scorer, parity)
+            _write_json(parsed, scorer, results, parity)
+    return status
 
+
+def _out_sets(parsed: argparse.Namespace, scorer: Scorer, in_set: Dataset) -> list[Dataset]:
+    """Load every out-of-distribution set, so that one that does not fit fails before the work."""
+    from odin_bench import datasets
+    from odin_runtime.scorer import check_images
+
+    loaded = []
+    for name in parsed.out_dataset or datasets.available(parsed.data, in_set.name):
+        out_set = datasets.load(name, parsed.data, role="out")
+        if parsed.crop and max(out_set.images.shape[1:3]) > parsed.crop:
+            out_set = out_set.cropped(parsed.crop)
+        datasets.protocol_split(in_set, out_set, limit=parsed.limit)
+        check_images(out_set.images, scorer.spec)
+        loaded.append(out_set)
+    return loaded
+
+
+def _write_json(
+    parsed: argparse.Namespace, scorer: Scorer, results: list[Result], parity: Parity | None
+) -> None:
+    from odin_bench.report import as_json, write_json
+
+    if parsed.json:
         write_json(parsed.json, as_json(scorer, results, parity))
-    return command.INTERRUPTED if interrupted else 0
 
 
 def _check_json_folder(path: Path | None) -> None:
@@ -221,10 +242,14 @@ def _bundle(parsed: argparse.Namespace) -> Bundle:
         asked, has = getattr(parsed, flag), getattr(bundle.spec, flag)
         if asked is not None and asked != has:
             raise OdinError(
-                f"--{flag}: bundle {bundle.path} was exported with {has}; export another with "
-                f"odin-export --{flag}"
+                f"--{flag}: bundle {bundle.path} was exported with {_plainly(has)}; export another "
+                f"with odin-export --{flag}"
             )
     return bundle
+
+
+def _plainly(value: str | tuple[float, ...]) -> str:
+    return value if isinstance(value, str) else ",".join(f"{part:.4g}" for part in value)
 
 
 def _magnitudes(parsed: argparse.Namespace, bundle: Bundle) -> Callable[[str], float]:
@@ -341,7 +366,7 @@ def _print_summary(results: list[Result], scorer: Scorer, parity: Parity | None)
 def _progress_bar(title: str, count: int) -> Callable[[int], object]:
     from tqdm import tqdm
 
-    bar = tqdm(total=count, desc=title, unit="image", leave=False, mininterval=0.5)
+    bar = tqdm(total=count, desc=title, unit="image", leave=False, mininterval=0.5, disable=None)
 
     def advance(done: int) -> None:
         bar.update(done)

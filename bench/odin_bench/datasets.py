@@ -342,13 +342,13 @@ def _given(name: str) -> Path:
     path = Path(name)
     if path.exists():
         return path
-    if path.suffix == ".npz" or len(path.parts) > 1:
+    if path.suffix == ".npz" or len(path.parts) > 1 or name.startswith("./"):
         raise OdinError(f"{name} does not exist; give an .npz file or a folder of images")
     known = {each.casefold(): each for each in (*IN_SETS, *OUT_SETS)}
     close = difflib.get_close_matches(name.casefold(), list(known), n=1)
     hint = f"did you mean {known[close[0]]}? " if close else ""
     raise OdinError(
-        f"unknown image set {name!r}; {hint}Known are {', '.join(known.values())}, "
+        f"unknown image set {name!r}; {hint}known are {', '.join(known.values())}, "
         "and the path of any .npz file or image folder"
     )
 

@@ -16,7 +16,7 @@ from odin_engines.errors import OdinError
 from odin_engines.files import sha256
 from odin_engines.torch_reference import TorchReference
 from odin_export.checkpoint import default_checkpoint, load_network
-from odin_export.exporter import Options, check_options, export, tool_versions
+from odin_export.exporter import Options, check_name, check_options, export, tool_versions
 from odin_export.networks import NETWORKS
 
 
@@ -37,11 +37,14 @@ def find_bundle(
     """
     if is_bundle(Path(name)):
         return read_bundle(Path(name))
-    if name not in NETWORKS:
+    if Path(name).exists() and name not in NETWORKS:
         raise OdinError(
-            f"{name} is neither a bundle (a folder with an odin.json) nor one of "
-            f"{', '.join(NETWORKS)}; make a bundle with odin-export"
+            f"{name} is not a bundle: it is no folder with an odin.json; make one with odin-export"
         )
+    try:
+        check_name(name)
+    except OdinError as error:
+        raise OdinError(f"{error}, or give the folder of a bundle") from None
     check_options(options)
     weights = checkpoint or default_checkpoint(name)
     folder = cache_folder().parent / "bundles" / f"{name}-{_key(weights, options)}"

@@ -89,13 +89,7 @@ def write_bundle(path: Path, spec: Spec, graphs: Mapping[str, bytes]) -> Bundle:
         OdinError: `path` holds something else, or cannot be written.
     """
     path = path.absolute()
-    if path.exists() and not is_bundle(path) and not (path.is_dir() and not any(path.iterdir())):
-        raise OdinError(f"{path} exists and is not a bundle; choose another --output")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    except OSError as error:
-        raise OdinError(f"cannot write to {path.parent}: {error.strerror}") from error
+    temporary = _folder_beside(path)
     try:
         files = _write_files(temporary, spec, graphs)
         temporary.chmod(0o755)
@@ -105,6 +99,32 @@ def write_bundle(path: Path, spec: Spec, graphs: Mapping[str, bytes]) -> Bundle:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return Bundle(path, spec, files)
+
+
+def check_output(path: Path) -> None:
+    """Check, before any work, that a bundle can be written to `path`.
+
+    Raises:
+        OdinError: `path` holds something else than a bundle, or cannot be written.
+    """
+    _folder_beside(path.absolute()).rmdir()
+
+
+def _folder_beside(path: Path) -> Path:
+    """Make an empty folder from which a bundle can be moved to `path`."""
+    try:
+        if path.exists() and not is_bundle(path) and not _is_empty_folder(path):
+            raise OdinError(f"{path} exists and is not a bundle; choose another --output")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    except OSError as error:
+        raise OdinError(
+            f"cannot write to {path.parent}: {error.strerror}; choose another --output"
+        ) from error
+
+
+def _is_empty_folder(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
 
 
 def _write_files(folder: Path, spec: Spec, graphs: Mapping[str, bytes]) -> dict[str, str]:

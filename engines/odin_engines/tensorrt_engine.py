@@ -19,8 +19,8 @@ def unavailable(precision: Precision) -> str:
         also.append("no NVIDIA driver (libcuda.so.1) is found")
     found = f" (besides: {'; '.join(also)})" if also else ""
     return (
-        f"this version of odin-ood builds and runs no TensorRT plans{found}; use --engine openvino "
-        "or --engine ort, which run the same graph on the CPU"
+        f"this version of odin-ood builds and runs no TensorRT plans{found}; OpenVINO and ONNX "
+        "Runtime run the same ONNX graph on the CPU"
     )
 
 

@@ -108,7 +108,9 @@ def _export(parsed: argparse.Namespace) -> int:
         **given_options(parsed),  # type: ignore[arg-type]
     )
     output = parsed.output or Path(parsed.model)
-    with tqdm(total=len(exporter.STEPS), bar_format="{desc:<16}|{bar:30}| {elapsed}") as bar:
+    layout = "{desc:<16}|{bar:30}| {elapsed}"
+    # Only on a terminal (disable=None), and gone when done: what stays are the lines below.
+    with tqdm(total=len(exporter.STEPS), bar_format=layout, leave=False, disable=None) as bar:
 
         def step(name: str) -> None:
             bar.set_description_str(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 import platform
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import onnx
 import onnx_ir as ir
 import torch
 
-from odin_engines.bundle import FORWARD, GRADIENT, ODIN, Bundle, write_bundle
+from odin_engines.bundle import FORWARD, GRADIENT, ODIN, Bundle, check_output, write_bundle
 from odin_engines.errors import OdinError
 from odin_engines.spec import (
     DEFAULT_MAGNITUDE,
@@ -76,9 +77,9 @@ def export(
             output that cannot be written.
     """
     options = options or Options()
-    if model not in NETWORKS:
-        raise OdinError(f"no network {model!r}; choose from {', '.join(NETWORKS)}")
+    check_name(model)
     check_options(options)
+    check_output(output)
     step("read weights")
     network, weights = load_network(model, checkpoint)
     step("trace network")
@@ -110,6 +111,18 @@ def export(
     return write_bundle(
         output, spec, {name: graph.SerializeToString() for name, graph in graphs.items()}
     )
+
+
+def check_name(model: str) -> None:
+    """Check that `model` names one of the four networks.
+
+    Raises:
+        OdinError: it does not; the message lists them.
+    """
+    if model not in NETWORKS:
+        close = difflib.get_close_matches(model, NETWORKS, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise OdinError(f"no network {model!r}; {hint}choose from {', '.join(NETWORKS)}")
 
 
 def check_options(options: Options) -> None:

@@ -1,4 +1,4 @@
-"""The four networks, whole: their gradient graphs in float64 against PyTorch autograd in float64."""
+"""The four networks, whole: their gradients in float64 against those of PyTorch autograd."""
 
 from __future__ import annotations
 
