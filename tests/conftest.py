@@ -31,9 +31,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     slow = pytest.mark.skip(reason="takes minutes; run with --run-slow")
     gpu = pytest.mark.skip(reason="needs an NVIDIA GPU; libcuda.so.1 is not found")
     for item in items:
-        if "slow" in item.keywords and not config.getoption("--run-slow"):
+        # Not item.keywords: these hold the names of folders too.
+        if item.get_closest_marker("slow") and not config.getoption("--run-slow"):
             item.add_marker(slow)
-        if "gpu" in item.keywords and not _has_driver():
+        if item.get_closest_marker("gpu") and not _has_driver():
             item.add_marker(gpu)
 
 

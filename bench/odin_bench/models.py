@@ -100,5 +100,5 @@ def _key(weights: Path, options: Options) -> str:
         raise OdinError(f"checkpoint {weights} does not exist")
     parts: list[Any] = [sha256(weights), dataclasses.asdict(options), tool_versions()]
     # The exporter's own source counts too: a changed rule must not meet an old graph.
-    parts += [sha256(file) for file in sorted(Path(odin_export.__file__).parent.glob("*.py"))]
+    parts += [sha256(file) for file in sorted(Path(odin_export.__file__).parent.rglob("*.py"))]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from odin_engines.errors import OdinError
 from odin_export import clean
 from odin_export.emit import Emitter, dims
-from odin_export.rules import BROADCASTING, NO_GRADIENT, RULES
+from odin_export.rules import BROADCASTING, NO_GRADIENT, RULES, Rule
 
 FLOATS = frozenset(
     {ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
@@ -45,11 +45,12 @@ def input_gradient(model: onnx.ModelProto) -> onnx.ModelProto:
             f"({', '.join(map(str, names))}); a gradient needs exactly one of each"
         )
     image, output = graph.inputs[0], graph.outputs[0]
-    for value, name in ((image, "seed"), (output, "input_gradient")):
-        if value.name == name:
-            raise OdinError(f"the model already uses the name {name!r}; rename that value")
+    for value in (image, output):
+        if value.name in ("seed", "input_gradient"):
+            raise OdinError(f"the model already uses the name {value.name!r}; rename that value")
         if value.dtype not in FLOATS:
             raise OdinError(f"{value.name!r} is not of a floating-point type; it has no gradient")
+    clean.make_room(graph, "seed")
     seed = ir.Value(name="seed", shape=output.shape, type=output.type)
     graph.inputs.append(seed)
     assert image.dtype is not None
@@ -73,21 +74,25 @@ def append_backward(
         OdinError: as `input_gradient`.
     """
     path = _nodes_between(emitter.graph, image, output)
+    rules = [_rule_of(node) for node in path]
     emitter.wanted = frozenset(
-        [image, *(value for node in path for value in node.outputs if value.dtype in FLOATS)]
+        [image, *(value for node in path for value in node.outputs if _may_be_float(value))]
     )
     gradients: dict[ir.Value, ir.Value] = {output: seed}
-    for node in reversed(path):
+    dtype_of_image = emitter.dtype
+    for node, rule in zip(reversed(path), reversed(rules), strict=True):
         dys = [gradients.get(value) for value in node.outputs]
         if all(dy is None for dy in dys):
             continue
-        dxs = _apply_rule(emitter, node, dys)
+        emitter.dtype = node.outputs[0].dtype or dtype_of_image
+        dxs = _apply_rule(rule, emitter, node, dys)
         for index, (x, dx) in enumerate(zip(node.inputs, dxs, strict=True)):
             if x is None or dx is None or not emitter.wants(x):
                 continue
             if index in BROADCASTING.get(node.op_type, ()):
                 dx = _sum_over_broadcast(emitter, node, x, dx)
             _accumulate(emitter, gradients, x, dx)
+    emitter.dtype = dtype_of_image
     if image not in gradients:
         raise OdinError(
             f"output {output.name!r} does not depend on input {image.name!r} in a differentiable "
@@ -105,14 +110,19 @@ def _nodes_between(graph: ir.Graph, image: ir.Value, output: ir.Value) -> list[i
             continue
         if any(value in reached for value in node.inputs) or _captures(node, reached):
             forward.append(node)
-            reached.update(node.outputs)
+            reached.update(value for value in node.outputs if _may_be_float(value))
     needed = {output}
     path = []
     for node in reversed(forward):
-        if any(value in needed for value in node.outputs):
+        if any(value in needed and value in reached for value in node.outputs):
             path.append(node)
             needed.update(value for value in node.inputs if value is not None)
     return path[::-1]
+
+
+def _may_be_float(value: ir.Value) -> bool:
+    """Whether a value may carry a gradient; one whose type inference did not find may well."""
+    return value.dtype is None or value.dtype in FLOATS
 
 
 def _captures(node: ir.Node, reached: set[ir.Value]) -> bool:
@@ -130,9 +140,7 @@ def _captures(node: ir.Node, reached: set[ir.Value]) -> bool:
     )
 
 
-def _apply_rule(
-    emitter: Emitter, node: ir.Node, dys: list[ir.Value | None]
-) -> list[ir.Value | None]:
+def _rule_of(node: ir.Node) -> Rule:
     rule = RULES.get(node.op_type) if node.domain == "" else None
     if rule is None:
         op = node.op_type if node.domain == "" else f"{node.domain}::{node.op_type}"
@@ -140,7 +148,13 @@ def _apply_rule(
             f"node {node.name!r} has no gradient rule for its op, {op}; express it in these ops: "
             f"{', '.join(sorted(RULES))}"
         )
-    if len(dys) > 1 and any(dy is not None for dy in dys[1:]) and node.op_type != "Split":
+    return rule
+
+
+def _apply_rule(
+    rule: Rule, emitter: Emitter, node: ir.Node, dys: list[ir.Value | None]
+) -> list[ir.Value | None]:
+    if len(dys) > 1 and any(dy is not None for dy in dys[1:]):
         raise OdinError(
             f"node {node.name!r} ({node.op_type}): the logits depend on its second output, which "
             "has no gradient; export the network in evaluation mode"

@@ -7,6 +7,7 @@ shapes inferred, and a batch axis that reshapes keep.
 from __future__ import annotations
 
 import logging
+import math
 
 import onnx
 import onnx_ir as ir
@@ -18,24 +19,35 @@ from odin_export.emit import constant_value, dims
 # 20 is read by every engine at hand and has Gelu; newer ones add nothing these graphs need.
 OPSET = 20
 IR_VERSION = 10
+# What is appended to a model is written in ops as they are since this opset.
+OLDEST_OPSET = 13
 
 
 def from_proto(model: onnx.ModelProto) -> ir.Model:
     """Return a cleaned copy of `model`.
 
     Raises:
-        OdinError: the model is not valid ONNX.
+        OdinError: the model is not valid ONNX, or of an opset that is too old.
     """
     try:
-        converted = ir.from_proto(model)
+        inferred = onnx.shape_inference.infer_shapes(model)  # a copy: its tensors get renamed
+        onnx.checker.check_model(inferred, full_check=True)
+        converted = ir.from_proto(inferred)
     except Exception as error:
         raise OdinError(f"the ONNX model cannot be read: {error}") from error
+    opset = converted.opset_imports.get("", OPSET)
+    if opset < OLDEST_OPSET:
+        raise OdinError(
+            f"the ONNX model has opset {opset}, older than {OLDEST_OPSET}; export it with opset "
+            f"{OPSET} or convert it with onnx.version_converter.convert_version"
+        )
     return cleaned(converted)
 
 
 def cleaned(model: ir.Model) -> ir.Model:
     """Bring `model`, which is changed, into the exporter's form and return it."""
     _clear_metadata(model)
+    _quietly(passes.RemoveInitializersFromInputsPass(), model)
     _quietly(passes.InlinePass(), model)
     _quietly(passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0), model)
     _quietly(passes.IdentityEliminationPass(), model)
@@ -113,7 +125,7 @@ def keep_batch_in_reshapes(graph: ir.Graph) -> None:
     A classifier's flattening never mixes images, but (-1, c) would: where the image is larger than
     the network allows, it would return several rows an image instead of failing.
     """
-    batch = dims(graph.inputs[0])[0] if graph.inputs else None
+    batch = next(iter(dims(graph.inputs[0])), None) if graph.inputs else None
     for node in graph:
         if node.op_type != "Reshape" or node.inputs[0] is None or node.inputs[0].shape is None:
             continue
@@ -123,7 +135,15 @@ def keep_batch_in_reshapes(graph: ir.Graph) -> None:
             continue
         if len(target) > 1 and target[0] == -1 and all(size > 0 for size in target[1:]):
             kept = [0, *map(int, target[1:])]
-            _set_target(graph, node, kept)
+            if _may_keep_rows(source[1:], kept[1:]):
+                _set_target(graph, node, kept)
+
+
+def _may_keep_rows(source: list[int | str | None], target: list[int]) -> bool:
+    """Whether reshaping rows of one size to rows of another may leave their number as it is."""
+    if all(isinstance(size, int) for size in source):
+        return math.prod(int(size or 0) for size in source) == math.prod(target)
+    return source[-len(target) :] != target
 
 
 def _set_target(graph: ir.Graph, node: ir.Node, target: list[int]) -> None:

@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from odin_engines.errors import OdinError
+
 Attribute = int | float | str | Sequence[int] | Sequence[float]
 
 
@@ -104,10 +106,12 @@ def dims(value: ir.Value) -> list[int | str | None]:
     """Return a value's dimensions: a number, a symbol's name, or None where nothing is known.
 
     Raises:
-        ValueError: the value's rank is not known; shape inference has to run first.
+        OdinError: the value's rank is not known, even after shape inference.
     """
     if value.shape is None:
-        raise ValueError(f"the rank of {value.name} is not known")
+        raise OdinError(
+            f"the rank of {value.name!r} is not known; export the network with inputs of fixed rank"
+        )
     return [dim if isinstance(dim, int) else dim.value for dim in value.shape]
 
 

@@ -170,8 +170,9 @@ def _first_order_score(
 def _gradient(e: Emitter, parts: _Parts, logits: ir.Value, label: ir.Value, spec: Spec) -> ir.Value:
     """T times the gradient of -log S_y(x; T) with respect to the normalised image."""
     probabilities = e.op("Softmax", e.op("Div", logits, parts.temperature), axis=1)
-    values = e.constant(np.array([0, 1], np.float32), "off_on")
-    onehot = e.op("OneHot", label, e.integers([spec.classes], "classes"), values, axis=-1)
+    classes = e.constant(np.arange(spec.classes)[None], "classes")
+    predicted = e.op("Equal", e.op("Unsqueeze", label, e.integers([1], "axes")), classes)
+    onehot = e.op("Cast", predicted, to=int(ir.DataType.FLOAT))
     seed = _in_network_type(e, e.op("Sub", probabilities, onehot))
     seed.shape, seed.type = parts.logits.shape, parts.logits.type
     return append_backward(e, parts.image, parts.logits, seed)

@@ -57,7 +57,7 @@ class Case:
 
 def away_from_zero(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     """Numbers of either sign between 0.5 and 1.5: far from the kink of Relu, safe to divide by."""
-    return rng.uniform(0.5, 1.5, shape) * rng.choice([-1.0, 1.0], shape)
+    return np.asarray(rng.uniform(0.5, 1.5, shape) * rng.choice([-1.0, 1.0], shape))
 
 
 def random_for(label: str) -> np.random.Generator:
@@ -94,6 +94,12 @@ def _array(rng: np.random.Generator, constant: Constant, floats: type[np.floatin
     if isinstance(constant, list):
         return np.asarray(constant, np.int64)
     return constant.astype(floats) if constant.dtype == np.float64 else constant
+
+
+# --- running a case -----------------------------------------------------------------------------
+
+# No input of a Relu is closer than this to its kink.
+MARGIN = 0.05
 
 
 class ConvTranspose(OpRun):
@@ -144,6 +150,40 @@ ConvTranspose.op_domain = Pad.op_domain = ""
 def evaluator(model: onnx.ModelProto) -> ReferenceEvaluator:
     """Return what runs the model, in its own precision, independent of any engine."""
     return ReferenceEvaluator(model, new_ops=[ConvTranspose, Pad])
+
+
+def central_differences(
+    model: onnx.ModelProto, x: np.ndarray, seed: np.ndarray, step: float = 1e-5
+) -> np.ndarray:
+    """Return d<seed, y>/dx, element by element."""
+    forward = evaluator(model)
+
+    def loss(index: tuple[int, ...], change: float) -> np.ndarray:
+        moved = x.copy()
+        moved[index] += change
+        (y,) = forward.run(None, {model.graph.input[0].name: moved})
+        return np.sum(seed * y)
+
+    gradient = np.empty_like(x)
+    for index in np.ndindex(x.shape):
+        gradient[index] = (loss(index, step) - loss(index, -step)) / (2 * step)
+    return gradient
+
+
+def image_off_kinks(
+    model: onnx.ModelProto, rng: np.random.Generator, shape: tuple[int, ...]
+) -> np.ndarray:
+    """Return an x at which no Relu of the model is near its kink."""
+    names = [node.input[0] for node in model.graph.node if node.op_type == "Relu"]
+    probe = onnx.ModelProto()
+    probe.CopyFrom(model)
+    probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    session = evaluator(probe)
+    for _ in range(1000):
+        x = away_from_zero(rng, shape)
+        if not names or min(np.abs(v).min() for v in session.run(names, {"x": x})) > MARGIN:
+            return x
+    raise AssertionError("no x keeps clear of the kinks; make the case smaller")
 
 
 # --- element by element -----------------------------------------------------------------------
