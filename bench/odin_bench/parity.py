@@ -27,8 +27,8 @@ class Trace:
     Attributes:
         score: float (N,).
         label: int64 (N,).
-        positive: bool (N, C, H, W): where the input gradient is >= 0, which is all of it that the
-            perturbation depends on.
+        positive: bool (M, C, H, W): where the input gradient is >= 0, which is all of it that the
+            perturbation depends on, for the first M <= N images.
     """
 
     score: np.ndarray
@@ -81,8 +81,11 @@ def trace_engine(
     temperature: float,
     magnitude: float,
     progress: Progress = lambda count: None,
+    signs: int | None = None,
 ) -> Trace:
     """Score raw images, uint8 (N, H, W, C), with `odin.onnx`; the signs come from `gradient.onnx`.
+
+    `signs`: of how many images, the first ones; None is all.
 
     Raises:
         OdinError: the images do not fit the bundle, or it has another temperature or magnitude.
@@ -94,8 +97,12 @@ def trace_engine(
     for start in range(0, len(images), _BATCH):
         raw = images[start : start + _BATCH]
         found = scorer.score(raw, temperature=temperature, magnitude=magnitude)
-        outputs = session.run({"images": normalised(raw, scorer.spec), **tuned})
-        parts.append(Trace(found.score, found.label, outputs["input_gradient"] >= 0))
+        seen = raw if signs is None else raw[: max(signs - start, 0)]
+        positive = np.empty((0, *raw.shape[3:], *raw.shape[1:3]), bool)
+        if len(seen):
+            outputs = session.run({"images": normalised(seen, scorer.spec), **tuned})
+            positive = outputs["input_gradient"] >= 0
+        parts.append(Trace(found.score, found.label, positive))
         progress(len(raw))
     return _joined(parts)
 
@@ -110,7 +117,9 @@ def compare(engine: tuple[Trace, Trace], reference: tuple[Trace, Trace]) -> Pari
     theirs = evaluate(reference[0].score, reference[1].score)
     pairs = list(zip(engine, reference, strict=True))
     images = sum(len(found.score) for found in engine)
-    same_signs = sum(int((found.positive == true.positive).sum()) for found, true in pairs)
+    same_signs = sum(
+        int((found.positive == true.positive[: len(found.positive)]).sum()) for found, true in pairs
+    )
     same_labels = sum(int((found.label == true.label).sum()) for found, true in pairs)
     return Parity(
         images,
