@@ -135,7 +135,7 @@ def _add_result_options(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--parity",
-        type=int,
+        type=_positive_or_zero,
         metavar="N",
         default=256,
         help="check the engine against PyTorch on N images of each side of the first set; 0 "
@@ -155,6 +155,10 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _positive_or_zero(text: str) -> int:
+    return 0 if text == "0" else _positive(text)
+
+
 def _bench(parsed: argparse.Namespace) -> int:
     _check_json_folder(parsed.json)
     from odin_bench import datasets
@@ -169,6 +173,7 @@ def _bench(parsed: argparse.Namespace) -> int:
     if in_name is None:
         raise OdinError("the bundle names no in-distribution set; give one with --in-dataset")
     in_set = datasets.load(in_name, parsed.data, role="in")
+    in_set = _cropped(in_set, parsed.crop)
     check_classes(scorer, in_set)
     out_sets = _out_sets(parsed, scorer, in_set)
     _say(
@@ -188,7 +193,7 @@ def _bench(parsed: argparse.Namespace) -> int:
                 parity = _parity(parsed, evaluation, out_set, setting)
     except KeyboardInterrupt:
         status = command.INTERRUPTED
-        _say("odin-bench: interrupted; what follows is what was finished")
+        _say(f"odin-bench: interrupted; {len(results)} of {len(out_sets)} sets were finished")
     finally:  # what was finished is not lost, whatever happened to the rest
         if results:
             _print_summary(results, scorer, parity)
@@ -203,13 +208,18 @@ def _out_sets(parsed: argparse.Namespace, scorer: Scorer, in_set: Dataset) -> li
 
     loaded = []
     for name in parsed.out_dataset or datasets.available(parsed.data, in_set.name):
-        out_set = datasets.load(name, parsed.data, role="out")
-        if parsed.crop and max(out_set.images.shape[1:3]) > parsed.crop:
-            out_set = out_set.cropped(parsed.crop)
+        out_set = _cropped(datasets.load(name, parsed.data, role="out"), parsed.crop)
         datasets.protocol_split(in_set, out_set, limit=parsed.limit)
-        check_images(out_set.images, scorer.spec)
+        try:
+            check_images(out_set.images, scorer.spec)
+        except OdinError as error:
+            raise OdinError(f"{out_set.name}: {error}") from None
         loaded.append(out_set)
     return loaded
+
+
+def _cropped(images: Dataset, crop: int | None) -> Dataset:
+    return images.cropped(crop) if crop and max(images.images.shape[1:3]) > crop else images
 
 
 def _write_json(
@@ -225,6 +235,8 @@ def _check_json_folder(path: Path | None) -> None:
     """Fail before the work rather than after it."""
     if path is not None and not path.absolute().parent.is_dir():
         raise OdinError(f"--json {path}: the folder {path.absolute().parent} does not exist")
+    if path is not None and path.is_dir():
+        raise OdinError(f"--json {path} is a folder; give the name of a file")
 
 
 def _bundle(parsed: argparse.Namespace) -> Bundle:
@@ -242,8 +254,8 @@ def _bundle(parsed: argparse.Namespace) -> Bundle:
         asked, has = getattr(parsed, flag), getattr(bundle.spec, flag)
         if asked is not None and asked != has:
             raise OdinError(
-                f"--{flag}: bundle {bundle.path} was exported with {_plainly(has)}; export another "
-                f"with odin-export --{flag}"
+                f"--{flag} {_plainly(asked)}: bundle {bundle.path} was exported with "
+                f"{_plainly(has)}; export another with odin-export --{flag} {_plainly(asked)}"
             )
     return bundle
 

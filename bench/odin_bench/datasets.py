@@ -13,18 +13,13 @@ from __future__ import annotations
 
 import difflib
 import os
-import struct
-import tokenize
-import zipfile
-import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
-from typing import BinaryIO, Literal
+from typing import Literal
 
 import numpy as np
 
+from odin_bench import image_files
 from odin_engines.errors import OdinError
 
 Role = Literal["in", "out"]
@@ -70,35 +65,6 @@ _ORIGINS = {
     "SVHN": "its site is http://ufldl.stanford.edu/housenumbers (cropped digits, test)",
     "DTD": "its site is https://www.robots.ox.ac.uk/~vgg/data/dtd (scale the images to one size)",
 }
-_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
-_WANTED = "an .npz file with x: uint8 (N, H, W, 3) RGB, and optionally y: integer labels (N,)"
-# What numpy and zipfile raise on damaged or foreign files.
-_NPZ_ERRORS = (
-    OSError,
-    EOFError,
-    ValueError,
-    KeyError,
-    TypeError,
-    OverflowError,
-    SyntaxError,
-    tokenize.TokenError,
-    RuntimeError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
-# What Pillow's decoders raise on damaged or foreign files.
-_IMAGE_ERRORS = (
-    OSError,
-    EOFError,
-    ValueError,
-    SyntaxError,
-    IndexError,
-    KeyError,
-    TypeError,
-    OverflowError,
-    struct.error,
-    zlib.error,
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -316,24 +282,6 @@ def protocol_split(
     return Split(in_part, out_part, f"{in_note}; {out_note}")
 
 
-def decode_rgb(file: Path | BinaryIO, name: str) -> np.ndarray:
-    """Decode one 8-bit image to uint8 (H, W, 3) RGB; an alpha channel is dropped.
-
-    Raises:
-        OdinError: the file is damaged, is no image, has more than 8 bits a channel, or Pillow
-            is not installed.
-    """
-    pillow = _pillow()
-    try:
-        with pillow.open(file) as image:
-            # Pillow would clip 16-bit and float pixels at 255 instead of scaling them.
-            if image.mode.startswith(("I", "F")):
-                raise OdinError(f"{name}: pixels of mode {image.mode}; want 8 bits a channel")
-            return np.array(image.convert("RGB"))
-    except (*_IMAGE_ERRORS, pillow.DecompressionBombError) as error:
-        raise OdinError(f"{name} cannot be read as an image: {error}") from error
-
-
 def _plain(name: str) -> str:
     return name.casefold().replace("_", "").replace("-", "")
 
@@ -361,7 +309,7 @@ def _at_hand(key: str, data: Path | None) -> Path:
     if key in _FETCHED:
         return _fetch(_FETCHED[key], folders)
     cache = cache_folder()
-    searched = ", ".join(map(str, folders)) or "no folder: none exists"
+    searched = ", ".join(map(str, folders)) or "none of the folders exists"
     raise OdinError(
         f"{key} is not at hand: no {key}.npz and no image folder {key} (searched: {searched}). "
         f"To get it: {_ORIGINS.get(key, _RELEASED)}; put it at {cache / key} or in a folder that "
@@ -385,7 +333,7 @@ def _locate(key: str, folders: list[Path]) -> Path | None:
         for folder in folders:
             if (file := folder / f"{stem}.npz").is_file():
                 return file
-            if next(_image_files(folder / stem), None) is not None:
+            if next(image_files.image_files(folder / stem), None) is not None:
                 return folder / stem
     return None
 
@@ -396,15 +344,6 @@ def _is_folder(path: Path) -> bool:
         return path.is_dir()
     except OSError:
         return False
-
-
-def _image_files(folder: Path) -> Iterator[Path]:
-    # The release's archives hold NAME/test/*.png; `test` alone counts where it is there.
-    root = folder / "test" if (folder / "test").is_dir() else folder
-    for path in root.rglob("*"):
-        # macOS leaves "._name.png" files behind that are no images.
-        if path.suffix.lower() in _SUFFIXES and not path.name.startswith("."):
-            yield path
 
 
 def _window(name: str, total: int, skip: int, limit: int | None) -> slice:
@@ -422,71 +361,21 @@ def _read(path: Path, key: str | None, skip: int, limit: int | None) -> Dataset:
 
 
 def _read_folder(folder: Path, name: str, skip: int, limit: int | None) -> Dataset:
-    files = sorted(_image_files(folder), key=lambda path: path.relative_to(folder).parts)
+    files = sorted(image_files.image_files(folder), key=lambda path: path.relative_to(folder).parts)
     if not files:
         raise OdinError(
             f"{folder} holds no images; want {folder / 'test'}/*.png, {folder}/*.png or one "
-            f"subfolder a class ({', '.join(sorted(_SUFFIXES))})"
+            f"subfolder a class ({', '.join(sorted(image_files.SUFFIXES))})"
         )
     files = files[_window(name, len(files), skip, limit)]
-    first = decode_rgb(files[0], str(files[0]))
-    images = np.empty((len(files), *first.shape), np.uint8)
-    images[0] = first
-    for i, file in enumerate(files[1:], start=1):
-        image = decode_rgb(file, str(file))
-        if image.shape != first.shape:
-            raise OdinError(
-                f"{file} is {_size(image)} and {files[0]} is {_size(first)}; "
-                "scale all images of a set to one size"
-            )
-        images[i] = image
-    return Dataset(name, images, None, str(folder))
+    return Dataset(name, image_files.read_images(files), None, str(folder))
 
 
 def _read_npz(path: Path, name: str, skip: int, limit: int | None) -> Dataset:
-    images, labels = _arrays(path)
-    if images is None:
-        raise OdinError(f"{path} has no array x; want {_WANTED}")
-    _check_images(path, images)
-    if labels is not None:
-        labels = _checked_labels(path, labels, len(images))
-    found = Dataset(name, np.ascontiguousarray(images), labels, str(path))
+    images, labels = image_files.read_npz(path)
+    found = Dataset(name, images, labels, str(path))
     window = _window(name, len(found), skip, limit)
     return found.part(window.start, window.stop)
-
-
-def _arrays(path: Path) -> tuple[np.ndarray | None, np.ndarray | None]:
-    try:
-        # Opened here, for np.load leaves its own file open when the archive is damaged.
-        with path.open("rb") as file:
-            archive = np.load(file, allow_pickle=False)
-            if isinstance(archive, np.ndarray):
-                raise OdinError(f"{path} is a single bare array; want {_WANTED}")
-            x, y = (archive[key] if key in archive.files else None for key in ("x", "y"))
-    except _NPZ_ERRORS as error:
-        raise OdinError(f"{path} cannot be read: {error}; want {_WANTED}") from error
-    # A zip member that is no array at all comes as bytes.
-    if isinstance(x, bytes) or isinstance(y, bytes):
-        raise OdinError(f"{path}: x or y is no numpy array; want {_WANTED}")
-    return x, y
-
-
-def _check_images(path: Path, images: np.ndarray) -> None:
-    found = f"{path}: x is {images.dtype} {images.shape}"
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
-        raise OdinError(f"{found}; want uint8 (N, H, W, 3), RGB")
-    if images.size == 0:
-        raise OdinError(f"{found}, an empty set; want at least one image")
-
-
-def _checked_labels(path: Path, labels: np.ndarray, count: int) -> np.ndarray:
-    if labels.dtype.kind not in "iu" or labels.shape != (count,):
-        raise OdinError(f"{path}: y is {labels.dtype} {labels.shape}; want integers ({count},)")
-    return labels.astype(np.int64)
-
-
-def _size(image: np.ndarray) -> str:
-    return f"{image.shape[0]}x{image.shape[1]}"
 
 
 def _refuse_same(in_set: Dataset, out_set: Dataset) -> None:
@@ -506,13 +395,5 @@ def _own_part(side: Dataset, skip: int, limit: int) -> tuple[Dataset, str]:
         return part, f"images {skip:,} to {skip + len(part) - 1:,} of {side.name}"
     part = side.part(0, limit)
     scored = "all" if len(part) == len(side) else f"the first {len(part):,}"
-    note = f"{side.name} has only {len(side):,} images: {scored} scored, none left for tuning"
+    note = f"{side.name} has {len(side):,} images in all: {scored} scored, none left for tuning"
     return part, note
-
-
-def _pillow() -> ModuleType:
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise OdinError("reading images needs Pillow; pip install 'odin-ood[cpu]'") from error
-    return Image

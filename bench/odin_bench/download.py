@@ -29,7 +29,7 @@ from typing import IO
 import numpy as np
 from tqdm import tqdm
 
-from odin_bench.datasets import decode_rgb
+from odin_bench.image_files import decode_rgb
 from odin_engines.errors import OdinError
 from odin_engines.files import replacing
 

@@ -129,7 +129,7 @@ def _checked(scores: npt.ArrayLike, name: str) -> _Scores:
     if bad.size:
         raise OdinError(
             f"{name} holds {bad.size} NaN or infinite values of {array.size}, the first at index "
-            f"{bad[0]}: score those images again, in fp32 if the engine ran in fp16"
+            f"{bad[0]}: look at those images, and at the network's weights"
         )
     return array
 
@@ -224,7 +224,7 @@ def _band_fpr(
         raise OdinError(
             f"no threshold of the reference grid from {grid[0]:g} to {grid[1]:g} accepts between "
             f"94.95 % and 95.05 % of in_scores ({ins.size} scores from {ins[0]:.6g} to "
-            f"{ins[-1]:.6g}): use --metrics exact, or pass a grid that spans the scores. The "
+            f"{ins[-1]:.6g}): use --metrics exact. The "
             "release's ODIN grid fits temperature 1000 only, and the band needs about 1,000 or "
             "more distinct scores"
         )

@@ -88,7 +88,8 @@ def find_reference(bundle: Bundle, checkpoint: Path | None) -> TorchReference:
             "--checkpoint"
         )
     # The same network; PyTorch's convolutions are much faster on a CPU in this layout.
-    return TorchReference(network.to(memory_format=torch.channels_last), spec)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return TorchReference(network, spec)
 
 
 def _packaged(model: str) -> Path | None:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import shutil
+import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -57,7 +57,10 @@ class Bundle:
 
 def is_bundle(path: Path) -> bool:
     """Whether `path` is a folder that holds an `odin.json`."""
-    return (path / DESCRIPTION).is_file()
+    try:
+        return (path / DESCRIPTION).is_file()
+    except OSError:  # a name too long, or a folder that may not be looked at
+        return False
 
 
 def read_bundle(path: Path) -> Bundle:
@@ -115,6 +118,11 @@ def _folder_beside(path: Path) -> Path:
     try:
         if path.exists() and not is_bundle(path) and not _is_empty_folder(path):
             raise OdinError(f"{path} exists and is not a bundle; choose another --output")
+        if is_bundle(path) and (others := _others(path)):
+            raise OdinError(
+                f"{path} holds a bundle and also {others[0]}, which would be lost; move it away or "
+                "choose another --output"
+            )
         path.parent.mkdir(parents=True, exist_ok=True)
         return Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     except OSError as error:
@@ -125,6 +133,12 @@ def _folder_beside(path: Path) -> Path:
 
 def _is_empty_folder(path: Path) -> bool:
     return path.is_dir() and not any(path.iterdir())
+
+
+def _others(path: Path) -> list[str]:
+    """What lies in a bundle's folder and is not of a bundle."""
+    own = {DESCRIPTION, ODIN, GRADIENT, FORWARD}
+    return sorted(file.name for file in path.iterdir() if file.name not in own)
 
 
 def _write_files(folder: Path, spec: Spec, graphs: Mapping[str, bytes]) -> dict[str, str]:
@@ -143,22 +157,21 @@ def _take_place(temporary: Path, path: Path) -> None:
         temporary.rename(path)
         return
     old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
-    path.rename(old / path.name)
     try:
+        path.rename(old / path.name)
         temporary.rename(path)
-    except OSError:
-        (old / path.name).rename(path)
-        raise
     finally:
+        if not path.exists():  # an error, or Ctrl-C, came between the two
+            (old / path.name).rename(path)
         shutil.rmtree(old, ignore_errors=True)
 
 
 def _read_description(file: Path) -> dict[str, Any]:
     try:
         description = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise OdinError(f"{file} cannot be read ({error}); {_RE_EXPORT}") from error
-    if not isinstance(description, dict) or not isinstance(description.get("schema"), int):
+    if not isinstance(description, dict) or not _is_int(description.get("schema")):
         raise OdinError(f"{file} is not a bundle's description; {_RE_EXPORT}")
     schema = description.pop("schema")
     if schema > SCHEMA:
@@ -177,7 +190,9 @@ def _verified_files(path: Path, entries: object) -> dict[str, str]:
     files = {}
     for name, entry in entries.items():
         if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
-            raise OdinError(f"{path / DESCRIPTION} lists {name!r}, which is not a plain file name")
+            raise OdinError(
+                f"{path / DESCRIPTION} lists {name!r}, which is not a plain file name; {_RE_EXPORT}"
+            )
         if not isinstance(entry, dict) or not {"bytes", "sha256"} <= set(entry):
             raise OdinError(f"{path / DESCRIPTION} gives no size and hash of {name}; {_RE_EXPORT}")
         files[name] = _verified(path / name, entry["bytes"], entry["sha256"])
@@ -192,7 +207,12 @@ def _verified(file: Path, size: object, digest: object) -> str:
         raise OdinError(
             f"{file} has {found} bytes, not {size}: it was cut or changed; {_RE_EXPORT}"
         )
-    actual = sha256(file)
+    try:
+        actual = sha256(file)
+    except OSError as error:
+        raise OdinError(
+            f"{file} cannot be read: {error.strerror}; check its permissions"
+        ) from error
     if actual != digest:
         raise OdinError(f"{file} does not match its SHA-256: it was changed; {_RE_EXPORT}")
     return actual
@@ -225,6 +245,11 @@ def _problem(spec: Spec) -> str | None:
     for name, choices in _CHOICES.items():
         if getattr(spec, name) not in choices:
             return f"{name} is {getattr(spec, name)!r}, not one of {', '.join(choices)}"
+    for name in ("model", "architecture", "checkpoint", "checkpoint_sha256"):
+        if not isinstance(getattr(spec, name), str):
+            return f"{name} is not text"
+    if spec.in_dataset is not None and not isinstance(spec.in_dataset, str):
+        return "in_dataset is not text"
     for name in ("classes", "channels"):
         if not _is_int(getattr(spec, name)) or getattr(spec, name) < 1:
             return f"{name} is not a positive whole number"
@@ -240,12 +265,20 @@ def _problem(spec: Spec) -> str | None:
         sizes = getattr(spec, name)
         if not isinstance(sizes, tuple) or len(sizes) != 2 or not all(map(_is_int, sizes)):
             return f"{name} is not a smallest and a largest size"
+        if not 1 <= sizes[0] <= sizes[1]:
+            return f"{name} is {sizes[0]} to {sizes[1]}, which no image has"
     if not _is_number(spec.temperature) or spec.temperature <= 0:
         return "temperature is not a positive number"
     if not _is_number(spec.magnitude) or spec.magnitude < 0:
         return "magnitude is not a number from 0"
     if not isinstance(spec.tunable, bool):
         return "tunable is neither true nor false"
+    if spec.threshold is not None and not _is_number(spec.threshold):
+        return "threshold is not a number"
+    if not _is_int(spec.activation_bytes) or spec.activation_bytes < 0:
+        return "activation_bytes is not a whole number from 0"
+    if not isinstance(spec.tools, dict):
+        return "tools is not a list of versions by name"
     return None
 
 
@@ -254,4 +287,7 @@ def _is_int(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    # JSON's whole numbers may be too large for a float; comparing with one is exact.
+    return abs(value) <= sys.float_info.max

@@ -10,6 +10,8 @@ Precision = Literal["fp32", "fp16", "bf16"]
 InputType = Literal["float32", "uint8"]
 
 SCHEMA = 1
+# What the graphs' float32 holds, with room for what is computed from it.
+LEAST_TEMPERATURE, MOST = 1e-6, 1e9
 DEFAULT_TEMPERATURE = 1000.0
 DEFAULT_MAGNITUDE = 0.0014
 

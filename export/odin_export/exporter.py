@@ -21,6 +21,8 @@ from odin_engines.errors import OdinError
 from odin_engines.spec import (
     DEFAULT_MAGNITUDE,
     DEFAULT_TEMPERATURE,
+    LEAST_TEMPERATURE,
+    MOST,
     InputType,
     Method,
     Precision,
@@ -131,10 +133,13 @@ def check_options(options: Options) -> None:
     Raises:
         OdinError: naming the flag, the value and what is allowed.
     """
-    if not (np.isfinite(options.temperature) and options.temperature > 0):
-        raise OdinError(f"--temperature {options.temperature:g}: it has to be above 0")
-    if not (np.isfinite(options.magnitude) and options.magnitude >= 0):
-        raise OdinError(f"--magnitude {options.magnitude:g}: it has to be 0 or more")
+    if not LEAST_TEMPERATURE <= options.temperature <= MOST:
+        raise OdinError(
+            f"--temperature {options.temperature:g}: give a number from {LEAST_TEMPERATURE:g} to "
+            f"{MOST:g}"
+        )
+    if not 0 <= options.magnitude <= MOST:
+        raise OdinError(f"--magnitude {options.magnitude:g}: give a number from 0 to {MOST:g}")
     for name, values in (("mean", options.mean), ("std", options.std)):
         if len(values) != 3 or not all(np.isfinite(value) for value in values):
             raise OdinError(f"--{name}: give three numbers, R,G,B, for pixels in [0, 1]")

@@ -13,7 +13,7 @@ from odin_engines import engine as engines
 from odin_engines.bundle import ODIN, Bundle, read_bundle
 from odin_engines.engine import Session
 from odin_engines.errors import OdinError
-from odin_engines.spec import Precision, Spec
+from odin_engines.spec import LEAST_TEMPERATURE, MOST, Precision, Spec
 
 # On a CPU, batches beyond this are no faster: their activations leave the cache.
 DEFAULT_BATCH = 16
@@ -130,7 +130,7 @@ class Scorer:
         size = self._chunk_size(images)
         for start in range(0, len(images), size):
             chunk = self._network_input(images[start : start + size])
-            parts.append(self.session.run({"images": chunk, **scalars}))
+            parts.append(_with_nan(self.session.run({"images": chunk, **scalars}), chunk))
             if progress:
                 progress(len(chunk))
         return Scores(
@@ -153,10 +153,11 @@ class Scorer:
             name: float(getattr(self.spec, name) if value is None else value)
             for name, value in asked.items()
         }
-        if not (np.isfinite(values["temperature"]) and values["temperature"] > 0):
-            raise OdinError(f"temperature is {values['temperature']}; it has to be above 0")
-        if not (np.isfinite(values["magnitude"]) and values["magnitude"] >= 0):
-            raise OdinError(f"magnitude is {values['magnitude']}; it has to be 0 or more")
+        for name, least in (("temperature", LEAST_TEMPERATURE), ("magnitude", 0)):
+            if not least <= values[name] <= MOST:
+                raise OdinError(
+                    f"{name} is {values[name]}; it has to be a number from {least:g} to {MOST:g}"
+                )
         return {name: np.array(value, np.float32) for name, value in values.items()}
 
     def _chunk_size(self, images: np.ndarray) -> int:
@@ -217,9 +218,9 @@ def check_images(images: np.ndarray, spec: Spec) -> None:
     ):
         if not least <= size <= most:
             allowed = f"{least}" if least == most else f"{least} to {most}"
+            remedy = "scale the images up" if size < least else "resize or crop the images"
             raise OdinError(
-                f"{given}: {size} pixels {name}, where {spec.model} takes {allowed}; resize or "
-                "crop the images"
+                f"{given}: {size} pixels {name}, where {spec.model} takes {allowed}; {remedy}"
             )
 
 
@@ -234,6 +235,15 @@ def _reference(spec: Spec, precision: Precision, network: Any) -> Session:
     from odin_engines.torch_reference import TorchReference
 
     return TorchReference(network, spec)
+
+
+def _with_nan(outputs: dict[str, np.ndarray], images: np.ndarray) -> dict[str, np.ndarray]:
+    """Let images with NaN or infinite pixels score NaN; OpenVINO's Relu turns NaN into 0."""
+    if images.dtype == np.uint8 or np.isfinite(images).all():
+        return outputs
+    bad = ~np.isfinite(images).all(axis=(1, 2, 3))
+    masked = {name: np.where(bad, np.nan, outputs[name]) for name in ("score", "baseline")}
+    return {**outputs, **masked}
 
 
 def _joined(parts: list[dict[str, np.ndarray]], name: str, dtype: type) -> np.ndarray:

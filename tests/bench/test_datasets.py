@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from odin_bench import datasets, download
+from odin_bench import datasets, download, image_files
 from odin_bench.datasets import Dataset, available, canonical, load, noise, protocol_split
 from odin_engines.errors import OdinError
 
@@ -97,7 +97,7 @@ def test_a_misspelled_name_is_answered_with_the_right_one(name, meant, data):
 
 
 def test_an_unknown_name_lists_the_known_ones(data):
-    with pytest.raises(OdinError, match=r"unknown image set 'qqq'; Known are cifar10, .*Uniform"):
+    with pytest.raises(OdinError, match=r"unknown image set 'qqq'; known are cifar10, .*Uniform"):
         load("qqq", data)
 
 
@@ -423,7 +423,7 @@ def test_a_damaged_image_never_gives_anything_but_our_error(tmp_path):
         for content in damaged:
             file.write_bytes(content)
             try:
-                datasets.decode_rgb(file, file.name)
+                image_files.decode_rgb(file, file.name)
             except OdinError as error:
                 assert file.name in str(error)
                 refused += 1
@@ -518,7 +518,7 @@ def test_a_small_set_is_used_whole_and_does_not_cut_the_other_side(n_out):
     assert indices(split.out_set) == (0, n_out - 1)
     assert split.note == (
         f"images 1,000 to 9,999 of cifar10; "
-        f"DTD has only {n_out:,} images: all scored, none left for tuning"
+        f"DTD has {n_out:,} images in all: all scored, none left for tuning"
     )
 
 

@@ -246,7 +246,7 @@ FINE = [0.1, 0.2, 0.3]
     ("bad", "what"),
     [
         ([], "is empty.*--limit"),
-        ([0.1, float("nan"), float("nan")], "2 NaN or infinite values of 3.*index 1.*fp32"),
+        ([0.1, float("nan"), float("nan")], "2 NaN or infinite values of 3.*index 1.*weights"),
         ([0.1, float("inf")], "1 NaN or infinite"),
         ([-float("inf")], "1 NaN or infinite"),
         ([[0.1, 0.9], [0.2, 0.8]], r"shape \(2, 2\).*maximum over the classes"),

@@ -74,7 +74,7 @@ def test_float32_engines_agree_with_pytorch_on_a_sample(network_and_bundle, data
 
 @pytest.mark.slow
 def test_engines_agree_with_pytorch_on_all_images(network_and_bundle, data_folder):
-    """9,000 images a side, signs of the first 1,000; half an hour on two cores. -s shows numbers."""
+    """9,000 images a side, signs of the first 1,000: half an hour; -s shows the numbers."""
     run(network_and_bundle, data_folder, 9000, ENGINES, signs=1000)
 
 
