@@ -120,7 +120,7 @@ def tiny_forward(tiny_network: nn.Module) -> onnx.ModelProto:
     """Its forward graph."""
     from odin_export.forward import forward_graph
 
-    return forward_graph(tiny_network)
+    return forward_graph(tiny_network, 63)
 
 
 @pytest.fixture(scope="session")

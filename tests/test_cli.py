@@ -62,7 +62,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Command:
 
 @pytest.fixture(scope="module")
 def network(tiny_network: nn.Module) -> NetworkSpec:
-    return NetworkSpec("tiny10", "Tiny CNN", 10, "cifar10", type(tiny_network))
+    return NetworkSpec("tiny10", "Tiny CNN", 10, "cifar10", type(tiny_network), 63)
 
 
 @pytest.fixture(autouse=True)
@@ -221,10 +221,10 @@ def test_export_replaces_a_bundle(run: Command, weights: Path, bundle: Path) -> 
         ("tiny10 --mean 0.5", ("--mean", "three numbers")),
         ("tiny10 --mean a,b,c", ("--mean", "three numbers")),
         ("tiny10 --mean 0.5,0.5,nan", ("--mean",)),
-        ("tiny10 --mean 125,123,113", ("--mean", "divide them by 255")),
-        ("tiny10 --std 63,62,66", ("--std", "divide them by 255")),
-        ("tiny10 --std 0.2,0.2,0", ("--std", "above 0")),
-        ("tiny10 --std 0.2,0.2,-0.2", ("--std", "above 0")),
+        ("tiny10 --mean 125,123,113 --std 0.2,0.2,0.2", ("--mean", "divide them by 255")),
+        ("tiny10 --mean 0.5,0.5,0.5 --std 63,62,66", ("--std", "divide them by 255")),
+        ("tiny10 --mean 0.5,0.5,0.5 --std 0.2,0.2,0", ("--std", "above 0")),
+        ("tiny10 --mean 0.5,0.5,0.5 --std 0.2,0.2,-0.2", ("--std", "above 0")),
         ("tiny10 --std 1,2,3,4", ("--std", "three numbers")),
         ("tiny10 --speed 5", ("--speed",)),
         ("", ("MODEL",)),
@@ -580,7 +580,8 @@ def test_bench_of_a_bundle_that_is_not_tunable(
         ("--temperature hot", ("--temperature", "hot")),
         ("--data nowhere --out-dataset SVHN", ("nowhere", "not a folder")),
         ("--precision fp16", ("fp16",)),
-        ("--mean 0.5,0.5,0.5", ("--mean", "odin-export")),
+        ("--mean 0.5,0.5,0.5 --std 0.2,0.2,0.2", ("--mean", "odin-export")),
+        ("--mean 0.5,0.5,0.5", ("--mean", "--std", "both")),
         ("--method first-order", ("--method", "odin-export")),
         ("--nn densenet10", ("--nn", "densenet10")),
         ("--json nowhere/out.json", ("nowhere", "does not exist")),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from odin_engines import command
-from odin_engines.engine import ENGINE_NAMES
+from odin_engines.engine import ENGINE_NAMES, resolve
 from odin_engines.errors import OdinError
 from odin_engines.spec import DEFAULT_MAGNITUDE, DEFAULT_TEMPERATURE
 
@@ -53,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
         description=_DESCRIPTION,
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     model = parser.add_argument_group("what is scored")
     model.add_argument(
@@ -166,6 +168,7 @@ def _bench(parsed: argparse.Namespace) -> int:
 
     if parsed.gpu is not None:
         _say(f"--gpu {parsed.gpu} changes nothing: the engines of this version run on the CPU")
+    resolve(parsed.engine, parsed.precision or "fp32")
     bundle = _bundle(parsed)
     magnitude_of = _magnitudes(parsed, bundle)
     scorer = _scorer(parsed, bundle)
@@ -176,6 +179,7 @@ def _bench(parsed: argparse.Namespace) -> int:
     in_set = _cropped(in_set, parsed.crop)
     check_classes(scorer, in_set)
     out_sets = _out_sets(parsed, scorer, in_set)
+    settings = [_setting(parsed, scorer, magnitude_of(out_set.name)) for out_set in out_sets]
     _say(
         f"{bundle.spec.architecture}, weights {bundle.spec.checkpoint}, engine {scorer.engine}, "
         f"{scorer.precision}, {bundle.spec.method}; {in_set.name} from {in_set.source}"
@@ -185,8 +189,7 @@ def _bench(parsed: argparse.Namespace) -> int:
     parity: Parity | None = None
     status = 0
     try:
-        for out_set in out_sets:
-            setting = _setting(parsed, bundle, magnitude_of(out_set.name))
+        for out_set, setting in zip(out_sets, settings, strict=True):
             results.append(evaluation.run(out_set, setting))
             _print_result(results[-1], bundle)
             if len(results) == 1 and parsed.parity > 0:
@@ -208,12 +211,15 @@ def _out_sets(parsed: argparse.Namespace, scorer: Scorer, in_set: Dataset) -> li
 
     loaded = []
     for name in parsed.out_dataset or datasets.available(parsed.data, in_set.name):
-        out_set = _cropped(datasets.load(name, parsed.data, role="out"), parsed.crop)
-        datasets.protocol_split(in_set, out_set, limit=parsed.limit)
         try:
+            out_set = _cropped(datasets.load(name, parsed.data, role="out"), parsed.crop)
+            datasets.protocol_split(in_set, out_set, limit=parsed.limit)
             check_images(out_set.images, scorer.spec)
         except OdinError as error:
-            raise OdinError(f"{out_set.name}: {error}") from None
+            if parsed.out_dataset:
+                raise OdinError(f"--out-dataset {name}: {error}") from None
+            _say(f"{name} is left out: {error}")  # it was at hand, but nobody asked for it
+            continue
         loaded.append(out_set)
     return loaded
 
@@ -235,6 +241,8 @@ def _check_json_folder(path: Path | None) -> None:
     """Fail before the work rather than after it."""
     if path is not None and not path.absolute().parent.is_dir():
         raise OdinError(f"--json {path}: the folder {path.absolute().parent} does not exist")
+    if path is not None and not os.access(path.absolute().parent, os.W_OK):
+        raise OdinError(f"--json {path}: the folder {path.absolute().parent} is not writable")
     if path is not None and path.is_dir():
         raise OdinError(f"--json {path} is a folder; give the name of a file")
 
@@ -300,10 +308,16 @@ def _scorer(parsed: argparse.Namespace, bundle: Bundle) -> Scorer:
     )
 
 
-def _setting(parsed: argparse.Namespace, bundle: Bundle, magnitude: float) -> Setting:
+def _setting(parsed: argparse.Namespace, scorer: Scorer, magnitude: float) -> Setting:
+    """The setting for one set, checked before any set is scored."""
     from odin_bench.evaluation import Setting
+    from odin_bench.metrics import reference_grids
 
-    temperature = bundle.spec.temperature if parsed.temperature is None else parsed.temperature
+    spec = scorer.spec
+    temperature = spec.temperature if parsed.temperature is None else parsed.temperature
+    scorer.tuning(temperature, magnitude)
+    if parsed.metrics == "reference":
+        reference_grids(spec.classes, temperature)
     return Setting(temperature, magnitude, parsed.limit, parsed.metrics)
 
 
@@ -329,7 +343,9 @@ def _parity(
     tuned = (setting.temperature, setting.magnitude)
     count = 2 * sum(len(side) for side in sides)
     progress = _progress_bar(f"parity with PyTorch ({sum(map(len, sides))} images)", count)
-    engine = [trace_engine(scorer, side, *tuned, progress) for side in sides]
+    engine = [
+        trace_engine(scorer, side, *tuned, progress, threads=parsed.threads) for side in sides
+    ]
     expected = [trace_reference(reference, side, *tuned, progress) for side in sides]
     return compare((engine[0], engine[1]), (expected[0], expected[1]))
 
@@ -344,8 +360,6 @@ def _print_result(result: Result, bundle: Bundle) -> None:
 def _print_summary(results: list[Result], scorer: Scorer, parity: Parity | None) -> None:
     from odin_bench.tables import Row, summary_table
 
-    if not results:
-        return
     spec = scorer.spec
     rows = [Row(r.out_dataset, r.n_in, r.n_out, r.magnitude, r.baseline, r.odin) for r in results]
     own = results[0].in_dataset == spec.in_dataset

@@ -49,10 +49,16 @@ MINIMUM_LEFT = 1_000
 _NOISE_SEEDS = {"Uniform": 1, "Gaussian": 2}
 # The stems under which a set is looked for, best first; a set that is not here goes by its name.
 _STEMS = {
-    "cifar10": ("cifar10_test",),
-    "CIFAR-10": ("cifar10_test",),
-    "cifar100": ("cifar100_test", "cifar100_test_1k"),
-    "CIFAR-100": ("cifar100_test", "cifar100_train_10k", "cifar100_test_1k"),
+    "cifar10": ("cifar10_test", "cifar10"),
+    "CIFAR-10": ("cifar10_test", "cifar10", "CIFAR-10"),
+    "cifar100": ("cifar100_test", "cifar100", "cifar100_test_1k"),
+    "CIFAR-100": (
+        "cifar100_test",
+        "cifar100",
+        "CIFAR-100",
+        "cifar100_train_10k",
+        "cifar100_test_1k",
+    ),
 }
 _FETCHED = {
     "cifar10": "cifar10",
@@ -110,10 +116,15 @@ class Dataset:
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """What of two sets is scored; `note` says it in words, for reports."""
+    """What of two sets is scored.
+
+    in_start: index in the whole in-distribution set of the first image scored; note: which images
+    are scored, in words, for reports.
+    """
 
     in_set: Dataset
     out_set: Dataset
+    in_start: int
     note: str
 
 
@@ -276,10 +287,11 @@ def protocol_split(
         note = f"images {skip:,} to {end - 1:,} of each set"
         if end < skip + limit:
             note += f", the length of {min(in_set, out_set, key=len).name}"
-        return Split(in_set.part(skip, end), out_set.part(skip, end), note)
+        return Split(in_set.part(skip, end), out_set.part(skip, end), skip, note)
     in_part, in_note = _own_part(in_set, skip, limit)
     out_part, out_note = _own_part(out_set, skip, limit)
-    return Split(in_part, out_part, f"{in_note}; {out_note}")
+    in_start = skip if len(in_set) - skip >= MINIMUM_LEFT else 0
+    return Split(in_part, out_part, in_start, f"{in_note}; {out_note}")
 
 
 def _plain(name: str) -> str:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-
 from odin_bench.datasets import Dataset, Split, protocol_split
 from odin_bench.metrics import Grid, Metrics, evaluate, reference_grids
 from odin_engines.errors import OdinError
@@ -107,14 +105,11 @@ class Evaluation:
 
     def _in_scores(self, split: Split, setting: Setting) -> Scores:
         """Scores of the split's in-distribution images; each image is scored once."""
-        # A part is a view into the set, so its place is the distance of the two arrays' data.
-        whole, part = self.in_set.images, split.in_set.images
-        start = (_address(part) - _address(whole)) // whole[0].nbytes
-        key = (start, setting.temperature, setting.magnitude)
+        key = (split.in_start, setting.temperature, setting.magnitude)
         known = self._known.get(key)
-        if known is None or len(known) < len(part):
+        count = len(split.in_set)
+        if known is None or len(known) < count:
             self._known[key] = known = self._score(split.in_set, setting)
-        count = len(part)
         return Scores(known.score[:count], known.baseline[:count], known.label[:count])
 
     def _score(self, images: Dataset, setting: Setting) -> Scores:
@@ -125,10 +120,6 @@ class Evaluation:
             magnitude=setting.magnitude,
             progress=self._progress(title, len(images)),
         )
-
-
-def _address(array: np.ndarray) -> int:
-    return int(array.__array_interface__["data"][0])
 
 
 def check_classes(scorer: Scorer, in_set: Dataset) -> None:

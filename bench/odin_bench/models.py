@@ -18,8 +18,8 @@ from odin_engines.errors import OdinError
 from odin_engines.files import sha256
 from odin_engines.torch_reference import TorchReference
 from odin_export.checkpoint import default_checkpoint, load_network
-from odin_export.exporter import Options, check_name, check_options, export, tool_versions
-from odin_export.networks import NETWORKS
+from odin_export.exporter import Options, check_options, export, tool_versions
+from odin_export.networks import NETWORKS, check_name
 
 
 def find_bundle(
@@ -38,7 +38,10 @@ def find_bundle(
         OdinError: neither a bundle nor a network's name, or exporting failed.
     """
     if is_bundle(Path(name)):
-        return read_bundle(Path(name))
+        bundle = read_bundle(Path(name))
+        if checkpoint is not None:
+            _check_weights(bundle, checkpoint, sha256_of(checkpoint))
+        return bundle
     if Path(name).exists() and name not in NETWORKS:
         raise OdinError(
             f"{name} is not a bundle: it is no folder with an odin.json; make one with odin-export"
@@ -81,15 +84,31 @@ def find_reference(bundle: Bundle, checkpoint: Path | None) -> TorchReference:
             )
         file = packaged
     network, weights = load_network(spec.model, file)
-    if weights.sha256 != spec.checkpoint_sha256:
-        raise OdinError(
-            f"{file} is not the file that bundle {bundle.path} was exported with "
-            f"({spec.checkpoint}, SHA-256 {spec.checkpoint_sha256[:16]}...); give that one with "
-            "--checkpoint"
-        )
+    _check_weights(bundle, file, weights.sha256)
     # The same network; PyTorch's convolutions are much faster on a CPU in this layout.
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return TorchReference(network, spec)
+
+
+def sha256_of(checkpoint: Path) -> str:
+    """Return the SHA-256 of a file that the user named.
+
+    Raises:
+        OdinError: it cannot be read.
+    """
+    try:
+        return sha256(checkpoint)
+    except OSError as error:
+        raise OdinError(f"cannot read --checkpoint {checkpoint}: {error.strerror}") from error
+
+
+def _check_weights(bundle: Bundle, file: Path, digest: str) -> None:
+    if digest != bundle.spec.checkpoint_sha256:
+        raise OdinError(
+            f"{file} is not the file that bundle {bundle.path} was exported with, "
+            f"{bundle.spec.checkpoint} (SHA-256 {bundle.spec.checkpoint_sha256[:16]}...); give "
+            "that one, or export another bundle with odin-export --output"
+        )
 
 
 def _packaged(model: str) -> Path | None:
@@ -100,9 +119,7 @@ def _packaged(model: str) -> Path | None:
 
 
 def _key(weights: Path, options: Options) -> str:
-    if not weights.is_file():
-        raise OdinError(f"checkpoint {weights} does not exist")
-    parts: list[Any] = [sha256(weights), dataclasses.asdict(options), tool_versions()]
+    parts: list[Any] = [sha256_of(weights), dataclasses.asdict(options), tool_versions()]
     # The exporter's own source counts too: a changed rule must not meet an old graph.
     parts += [sha256(file) for file in sorted(Path(odin_export.__file__).parent.rglob("*.py"))]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

@@ -82,16 +82,17 @@ def trace_engine(
     magnitude: float,
     progress: Progress = lambda count: None,
     signs: int | None = None,
+    threads: int | None = None,
 ) -> Trace:
     """Score raw images, uint8 (N, H, W, C), with `odin.onnx`; the signs come from `gradient.onnx`.
 
-    `signs`: of how many images, the first ones; None is all.
+    `signs`: of how many images, the first ones; None is all. `threads`: of the engine.
 
     Raises:
         OdinError: the images do not fit the bundle, or it has another temperature or magnitude.
     """
     graph = scorer.bundle.file(GRADIENT)
-    session = open_graph(scorer.engine, graph, scorer.precision)
+    session = open_graph(scorer.engine, graph, scorer.precision, threads)
     tuned = {"temperature": np.array(temperature, np.float32)} if scorer.spec.tunable else {}
     parts = []
     for start in range(0, len(images), _BATCH):

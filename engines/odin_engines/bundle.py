@@ -9,14 +9,13 @@ import dataclasses
 import json
 import shutil
 import sys
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from odin_engines.errors import OdinError
-from odin_engines.files import sha256
+from odin_engines.files import sha256, unused_name
 from odin_engines.spec import SCHEMA, Spec
 
 DESCRIPTION = "odin.json"
@@ -95,7 +94,6 @@ def write_bundle(path: Path, spec: Spec, graphs: Mapping[str, bytes]) -> Bundle:
     temporary = _folder_beside(path)
     try:
         files = _write_files(temporary, spec, graphs)
-        temporary.chmod(0o755)
         _take_place(temporary, path)
     except OSError as error:
         raise OdinError(f"cannot write {path}: {error.strerror}") from error
@@ -124,7 +122,9 @@ def _folder_beside(path: Path) -> Path:
                 "choose another --output"
             )
         path.parent.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        temporary = unused_name(path)
+        temporary.mkdir()
+        return temporary
     except OSError as error:
         raise OdinError(
             f"cannot write to {path.parent}: {error.strerror}; choose another --output"
@@ -137,7 +137,11 @@ def _is_empty_folder(path: Path) -> bool:
 
 def _others(path: Path) -> list[str]:
     """What lies in a bundle's folder and is not of a bundle."""
-    own = {DESCRIPTION, ODIN, GRADIENT, FORWARD}
+    own = {DESCRIPTION}
+    try:
+        own.update(_read_description(path / DESCRIPTION).get("files", ()))
+    except (OdinError, TypeError):  # a damaged bundle may still be replaced
+        own.update((ODIN, GRADIENT, FORWARD))
     return sorted(file.name for file in path.iterdir() if file.name not in own)
 
 
@@ -156,13 +160,15 @@ def _take_place(temporary: Path, path: Path) -> None:
     if not path.exists():
         temporary.rename(path)
         return
-    old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
+    old = unused_name(path)
     try:
-        path.rename(old / path.name)
+        path.rename(old)
         temporary.rename(path)
     finally:
         if not path.exists():  # an error, or Ctrl-C, came between the two
-            (old / path.name).rename(path)
+            old.rename(path)
+        if old.is_symlink():
+            old.unlink()
         shutil.rmtree(old, ignore_errors=True)
 
 

@@ -25,6 +25,9 @@ def run(name: str, work: Callable[[], int]) -> int:
             raise
         _complain(name, f"{error.name} is not installed; try: pip install 'odin-ood[cpu]'")
         return REFUSED
+    except OSError as error:  # a full disk, a file taken away, permissions
+        _complain(name, f"{error.filename or 'a file'}: {error.strerror or error}")
+        return REFUSED
     except KeyboardInterrupt:
         _complain(name, "interrupted; nothing was left half-written")
         return INTERRUPTED

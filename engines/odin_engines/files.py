@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,26 +24,19 @@ def replacing(path: Path) -> Iterator[Path]:
     On any error, Ctrl-C included, the temporary file is removed and `path` is as it was.
 
     Raises:
-        OdinError: the folder does not exist or is not writable.
+        OdinError: the folder does not exist or is not writable, or the disk is full.
     """
+    temporary = unused_name(path)
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    except OSError as error:
-        raise OdinError(
-            f"cannot write {path}: {error.strerror}; choose a folder that exists and is writable"
-        ) from error
-    os.close(handle)
-    temporary = Path(name)
-    try:
+        temporary.touch(exist_ok=False)
         yield temporary
-        temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
+    except OSError as error:
+        raise OdinError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _umask() -> int:
-    # The process's mask can only be read by setting it.
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def unused_name(path: Path) -> Path:
+    """Return a hidden name beside `path` that nothing has."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}")

@@ -54,7 +54,8 @@ class _OpenVinoSession:
     def __init__(self, compiled: Any, graph: Path) -> None:
         self._compiled = compiled
         self._graph = graph
-        self._names = [output.get_any_name() for output in compiled.outputs]
+        # An output that OpenVINO simplified away shares its tensor, which then has several names.
+        self._names = [output.get_names() for output in compiled.outputs]
         # An inference request serves one call at a time, so each thread gets its own.
         self._local = threading.local()
 
@@ -66,4 +67,4 @@ class _OpenVinoSession:
         except RuntimeError as error:
             shapes = {name: array.shape for name, array in feeds.items()}
             raise OdinError(f"OpenVINO failed on {self._graph}, {shapes}: {error}") from error
-        return {name: values[index] for index, name in enumerate(self._names)}
+        return {name: values[index] for index, names in enumerate(self._names) for name in names}

@@ -1,7 +1,7 @@
 """The backward pass as a graph: a reverse walk over the nodes between input and output.
 
 Each node's rule (`rules.RULES`) turns the gradient of its outputs into that of its inputs. The walk
-alone accumulates gradients, sums them over broadcast axes and checks shapes.
+alone accumulates gradients, sums them over broadcast axes and gives them their shapes.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from odin_engines.errors import OdinError
 from odin_export import clean
 from odin_export.emit import Emitter, dims
 from odin_export.rules import BROADCASTING, NO_GRADIENT, RULES, Rule
+from odin_export.rules.common import refused
 
 FLOATS = frozenset(
     {ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
@@ -36,7 +37,7 @@ def input_gradient(model: onnx.ModelProto) -> onnx.ModelProto:
         OdinError: the model has several inputs or outputs, an op on the path from input to output
             has no gradient rule, or there is no differentiable path at all.
     """
-    extended = clean.from_proto(model)
+    extended = clean.from_proto(clean.checked(model))
     graph = extended.graph
     if len(graph.inputs) != 1 or len(graph.outputs) != 1:
         names = [value.name for value in (*graph.inputs, *graph.outputs)]
@@ -94,11 +95,25 @@ def append_backward(
             _accumulate(emitter, gradients, x, dx)
     emitter.dtype = dtype_of_image
     if image not in gradients:
-        raise OdinError(
-            f"output {output.name!r} does not depend on input {image.name!r} in a differentiable "
-            "way; choose another input or output"
-        )
+        raise _no_path(emitter.graph, image, output)
     return gradients[image]
+
+
+def _no_path(graph: ir.Graph, image: ir.Value, output: ir.Value) -> OdinError:
+    """The error for an output that no gradient connects with the input; names who cut the path."""
+    reached = {image}
+    cutting = []
+    for node in graph:
+        if any(value in reached for value in node.inputs):
+            carries = any(_may_be_float(value) for value in node.outputs)
+            if node.op_type in NO_GRADIENT or not carries:
+                cutting.append(f"{node.name!r} ({node.op_type})")
+            reached.update(node.outputs)
+    why = f": {', '.join(cutting[:3])} carries no gradient" if cutting else ""
+    return OdinError(
+        f"output {output.name!r} does not depend on input {image.name!r} in a differentiable "
+        f"way{why}; choose another input or output"
+    )
 
 
 def _nodes_between(graph: ir.Graph, image: ir.Value, output: ir.Value) -> list[ir.Node]:
@@ -161,6 +176,10 @@ def _apply_rule(
         )
     dxs = rule(emitter, node, dys[0])
     assert len(dxs) == len(node.inputs), f"rule of {node.op_type}: one gradient for each input"
+    for index, (x, dx) in enumerate(zip(node.inputs, dxs, strict=True)):
+        if dx is None and emitter.wants(x):
+            why = f"its input {index} depends on the image, which its rule does not allow"
+            raise refused(node, why, "make that input a constant")
     return dxs
 
 
@@ -183,7 +202,7 @@ def _sum_over_broadcast(emitter: Emitter, node: ir.Node, x: ir.Value, dx: ir.Val
     extra = len(have) - len(want)
     axes = list(range(extra))
     for axis, (size, own) in enumerate(zip(have[extra:], want, strict=True), start=extra):
-        if own == size:
+        if own == size and own is not None:
             continue
         if own != 1:
             raise OdinError(

@@ -27,7 +27,7 @@ import torch
 from safetensors import SafetensorError
 
 from odin_engines.errors import OdinError
-from odin_export.networks import NETWORKS, build
+from odin_export.networks import NETWORKS, build, check_name
 from odin_export.torch_files import read_legacy, read_zip
 from odin_export.unpickle import MAX_BYTES, FormatError
 
@@ -75,7 +75,7 @@ def default_checkpoint(name: str) -> Path:
     Raises:
         OdinError: there is no such network, or it comes without weights.
     """
-    _check_name(name)
+    check_name(name)
     if name not in _PACKAGED:
         raise OdinError(
             f"{name} comes without weights: give them with --checkpoint FILE. The README of "
@@ -93,7 +93,7 @@ def load_network(name: str, path: Path | None) -> tuple[torch.nn.Module, Checkpo
     Raises:
         OdinError: as `read_checkpoint`; or the weights are of another network, or not finite.
     """
-    _check_name(name)
+    check_name(name)
     path = default_checkpoint(name) if path is None else path
     checkpoint = read_checkpoint(path)
     found = _shapes(checkpoint.state_dict)
@@ -112,11 +112,6 @@ def _plain_names(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]
     while state_dict and all(name.startswith("module.") for name in state_dict):
         state_dict = {name.removeprefix("module."): value for name, value in state_dict.items()}
     return state_dict
-
-
-def _check_name(name: str) -> None:
-    if name not in NETWORKS:
-        raise OdinError(f"there is no network {name!r}; choose one of {', '.join(NETWORKS)}")
 
 
 def _to_float32(name: str, tensor: torch.Tensor, path: Path) -> torch.Tensor:

@@ -1,13 +1,11 @@
 """ONNX in and out of the intermediate representation, in the one form the exporter works on.
 
-That form: the pinned opset, constants as initializers, no identities, dead nodes or metadata,
-shapes inferred, and a batch axis that reshapes keep.
+That form: constants as initializers, no identities, dead nodes or metadata, and shapes inferred.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 
 import onnx
 import onnx_ir as ir
@@ -23,25 +21,50 @@ IR_VERSION = 10
 OLDEST_OPSET = 13
 
 
-def from_proto(model: onnx.ModelProto) -> ir.Model:
-    """Return a cleaned copy of `model`.
+def checked(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy of a user's model with shapes inferred and every input dimension named.
 
     Raises:
         OdinError: the model is not valid ONNX, or of an opset that is too old.
     """
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    _name_dimensions(copy.graph)
     try:
-        inferred = onnx.shape_inference.infer_shapes(model)  # a copy: its tensors get renamed
-        onnx.checker.check_model(inferred, full_check=True)
-        converted = ir.from_proto(inferred)
-    except Exception as error:
+        copy = onnx.shape_inference.infer_shapes(copy)
+        onnx.checker.check_model(copy, full_check=True)
+    except Exception as error:  # the library raises many kinds for broken models
         raise OdinError(f"the ONNX model cannot be read: {error}") from error
-    opset = converted.opset_imports.get("", OPSET)
+    opset = next((each.version for each in copy.opset_import if not each.domain), OPSET)
     if opset < OLDEST_OPSET:
         raise OdinError(
             f"the ONNX model has opset {opset}, older than {OLDEST_OPSET}; export it with opset "
             f"{OPSET} or convert it with onnx.version_converter.convert_version"
         )
+    return copy
+
+
+def from_proto(model: onnx.ModelProto) -> ir.Model:
+    """Return a cleaned copy of a valid model."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)  # names of tensors are shared with the protobuf otherwise
+    try:
+        converted = ir.from_proto(copy)
+    except Exception as error:
+        raise OdinError(f"the ONNX model cannot be read: {error}") from error
     return cleaned(converted)
+
+
+def _name_dimensions(graph: onnx.GraphProto) -> None:
+    """Name the unnamed sizes of inputs; leave the dynamic sizes of outputs to shape inference."""
+    for index, value in enumerate(graph.input):
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+            if not dim.HasField("dim_value") and not dim.dim_param:
+                dim.dim_param = "N" if index == axis == 0 else f"{value.name}_{axis}"
+    for value in graph.output:
+        for dim in value.type.tensor_type.shape.dim:
+            if not dim.HasField("dim_value"):
+                dim.Clear()
 
 
 def cleaned(model: ir.Model) -> ir.Model:
@@ -51,7 +74,6 @@ def cleaned(model: ir.Model) -> ir.Model:
     _quietly(passes.InlinePass(), model)
     _quietly(passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0), model)
     _quietly(passes.IdentityEliminationPass(), model)
-    keep_batch_in_reshapes(model.graph)
     _quietly(passes.RemoveUnusedNodesPass(), model)
     _quietly(passes.NameFixPass(), model)
     infer_shapes(model)
@@ -122,8 +144,8 @@ def make_room(graph: ir.Graph, name: str) -> None:
 def keep_batch_in_reshapes(graph: ir.Graph) -> None:
     """Turn Reshape to (-1, c, ...) into (0, c, ...) where the batch comes first, in place.
 
-    A classifier's flattening never mixes images, but (-1, c) would: where the image is larger than
-    the network allows, it would return several rows an image instead of failing.
+    For the four networks, whose flattening never mixes images: where the image is larger than they
+    allow, (-1, c) would return several rows an image instead of failing.
     """
     batch = next(iter(dims(graph.inputs[0])), None) if graph.inputs else None
     for node in graph:
@@ -135,15 +157,7 @@ def keep_batch_in_reshapes(graph: ir.Graph) -> None:
             continue
         if len(target) > 1 and target[0] == -1 and all(size > 0 for size in target[1:]):
             kept = [0, *map(int, target[1:])]
-            if _may_keep_rows(source[1:], kept[1:]):
-                _set_target(graph, node, kept)
-
-
-def _may_keep_rows(source: list[int | str | None], target: list[int]) -> bool:
-    """Whether reshaping rows of one size to rows of another may leave their number as it is."""
-    if all(isinstance(size, int) for size in source):
-        return math.prod(int(size or 0) for size in source) == math.prod(target)
-    return source[-len(target) :] != target
+            _set_target(graph, node, kept)
 
 
 def _set_target(graph: ir.Graph, node: ir.Node, target: list[int]) -> None:
@@ -162,9 +176,12 @@ def _set_target(graph: ir.Graph, node: ir.Node, target: list[int]) -> None:
 
 def _forget_shapes_after(node: ir.Node, batch: int | str | None) -> None:
     """Drop shapes that were derived from the old target; outputs of the graph keep the batch."""
-    pending = [node]
+    pending, seen = [node], set()
     while pending:
         current = pending.pop()
+        if current in seen:
+            continue
+        seen.add(current)
         for value in current.outputs:
             if value.is_graph_output() and value.shape is not None:
                 value.shape = ir.Shape([batch, *list(value.shape)[1:]])

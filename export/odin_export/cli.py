@@ -44,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
         description=_DESCRIPTION,
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument(
         "model", metavar="MODEL", help="densenet10, densenet100, wideresnet10 or wideresnet100"

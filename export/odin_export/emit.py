@@ -7,7 +7,7 @@ only ever appended.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -44,29 +44,14 @@ class Emitter:
         op_type: str,
         *inputs: ir.Value | None,
         name: str | None = None,
-        outputs: int = 1,
         **attributes: Attribute,
     ) -> ir.Value:
-        """Append one node and return its first output; `None` stands for a left-out input."""
-        return self.multi(op_type, inputs, attributes, outputs=outputs, name=name)[0]
-
-    def multi(
-        self,
-        op_type: str,
-        inputs: Sequence[ir.Value | None],
-        attributes: Mapping[str, Attribute],
-        outputs: int,
-        name: str | None = None,
-    ) -> Sequence[ir.Value]:
-        """Append one node and return all its outputs."""
+        """Append a node and return its only output; `None` stands for a left-out input."""
         attrs = ir.convenience.convert_attributes(dict(attributes))
-        node = ir.Node("", op_type, inputs, attrs, num_outputs=outputs)
-        base = self.unique(name or op_type.lower())
-        node.name = base
-        for index, value in enumerate(node.outputs):
-            value.name = base if index == 0 else self.unique(f"{base}_{index}")
+        node = ir.Node("", op_type, inputs, attrs, num_outputs=1)
+        node.name = node.outputs[0].name = self.unique(name or op_type.lower())
         self.graph.append(node)
-        return node.outputs
+        return node.outputs[0]
 
     def constant(self, array: npt.ArrayLike, name: str = "constant") -> ir.Value:
         """Return an initializer with this array's value and type; equal ones are shared."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import platform
 from collections.abc import Callable
@@ -28,11 +27,11 @@ from odin_engines.spec import (
     Precision,
     Spec,
 )
-from odin_export import clean
+from odin_export import clean, networks
 from odin_export.checkpoint import load_network
 from odin_export.emit import dims
 from odin_export.forward import forward_graph
-from odin_export.networks import MAX_SIZE, MIN_SIZE, NETWORKS, RELEASE_MEAN, RELEASE_STD
+from odin_export.networks import MIN_SIZE, NETWORKS, RELEASE_MEAN, RELEASE_STD
 from odin_export.odin_graph import gradient_graph, odin_graph
 
 # protobuf cannot hold more; larger networks need their weights in files of their own.
@@ -79,13 +78,13 @@ def export(
             output that cannot be written.
     """
     options = options or Options()
-    check_name(model)
+    networks.check_name(model)
     check_options(options)
     check_output(output)
     step("read weights")
     network, weights = load_network(model, checkpoint)
     step("trace network")
-    forward = forward_graph(network)
+    forward = forward_graph(network, NETWORKS[model].max_size)
     step("differentiate")
     spec = Spec(
         model=model,
@@ -94,9 +93,9 @@ def export(
         checkpoint_sha256=weights.sha256,
         classes=NETWORKS[model].classes,
         in_dataset=NETWORKS[model].in_dataset,
-        height=(MIN_SIZE, MAX_SIZE),
-        width=(MIN_SIZE, MAX_SIZE),
-        activation_bytes=_activation_bytes(forward, MIN_SIZE, options.method),
+        height=(MIN_SIZE, NETWORKS[model].max_size),
+        width=(MIN_SIZE, NETWORKS[model].max_size),
+        activation_bytes=_activation_bytes(forward, MIN_SIZE),
         tools=tool_versions(),
         **dataclasses.asdict(options),
     )
@@ -113,18 +112,6 @@ def export(
     return write_bundle(
         output, spec, {name: graph.SerializeToString() for name, graph in graphs.items()}
     )
-
-
-def check_name(model: str) -> None:
-    """Check that `model` names one of the four networks.
-
-    Raises:
-        OdinError: it does not; the message lists them.
-    """
-    if model not in NETWORKS:
-        close = difflib.get_close_matches(model, NETWORKS, n=1)
-        hint = f"did you mean {close[0]}? " if close else ""
-        raise OdinError(f"no network {model!r}; {hint}choose from {', '.join(NETWORKS)}")
 
 
 def check_options(options: Options) -> None:
@@ -189,7 +176,13 @@ def _compare(forward: onnx.ModelProto, network: torch.nn.Module) -> None:
         with torch.no_grad():
             expected = network(images).numpy()
         (found,) = session.run(["logits"], {"images": images.numpy()})
-        difference = float(np.abs(found - expected).max() / np.abs(expected).max())
+        if not np.isfinite(expected).all():
+            raise OdinError(
+                "the network's logits are not finite on random images: its weights are damaged; "
+                "give another --checkpoint"
+            )
+        largest = max(float(np.abs(expected).max()), float(np.finfo(np.float32).tiny))
+        difference = float(np.abs(found - expected).max()) / largest
         if not difference <= _TOLERANCE:
             raise OdinError(
                 f"the exported graph's logits differ from PyTorch's by {difference:.1e} relative, "
@@ -198,7 +191,7 @@ def _compare(forward: onnx.ModelProto, network: torch.nn.Module) -> None:
             )
 
 
-def _activation_bytes(forward: onnx.ModelProto, size: int, method: Method) -> int:
+def _activation_bytes(forward: onnx.ModelProto, size: int) -> int:
     """About how much memory one image of this size takes while it is scored.
 
     Every value of the forward pass, and a gradient for each: engines reuse buffers, so this is an

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from odin_engines.errors import OdinError
+
 
 def add_model_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """Add what tells which weights a network has and how it is scored."""
@@ -40,7 +42,14 @@ def add_model_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup)
 
 
 def given_options(parsed: argparse.Namespace) -> dict[str, object]:
-    """Return those of the flags above that set a field of `exporter.Options` and were given."""
+    """Return those of the flags above that set a field of `exporter.Options` and were given.
+
+    Raises:
+        OdinError: one of --mean and --std without the other.
+    """
+    if (parsed.mean is None) != (parsed.std is None):
+        given, other = ("--mean", "--std") if parsed.std is None else ("--std", "--mean")
+        raise OdinError(f"{given} is given without {other}; a normalisation needs both")
     names = ("method", "mean", "std", "precision")
     return {name: getattr(parsed, name) for name in names if getattr(parsed, name) is not None}
 

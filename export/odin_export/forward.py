@@ -13,21 +13,22 @@ import torch
 from torch.export import Dim
 
 from odin_export import clean
-from odin_export.networks import MAX_SIZE, MIN_SIZE
+from odin_export.networks import MIN_SIZE
 
 
-def forward_graph(network: torch.nn.Module) -> onnx.ModelProto:
+def forward_graph(network: torch.nn.Module, max_size: int) -> onnx.ModelProto:
     """Export one of the four networks: `images` (N, 3, H, W) -> `logits` (N, classes).
 
     The graph computes in the type of the network's parameters. Batch, height and width are dynamic.
+    `max_size` is the largest height and width, see `NetworkSpec`; the smallest is `MIN_SIZE`.
     Batch norm that follows a convolution directly is folded into it.
     """
     parameter = next(network.parameters())
     images = torch.zeros(2, 3, MIN_SIZE + 4, MIN_SIZE + 8, dtype=parameter.dtype)
     sizes = {
         0: Dim("N"),
-        2: Dim("H", min=MIN_SIZE, max=MAX_SIZE),
-        3: Dim("W", min=MIN_SIZE, max=MAX_SIZE),
+        2: Dim("H", min=MIN_SIZE, max=max_size),
+        3: Dim("W", min=MIN_SIZE, max=max_size),
     }
     with _quiet_exporter():
         program = torch.onnx.export(
@@ -41,7 +42,9 @@ def forward_graph(network: torch.nn.Module) -> onnx.ModelProto:
             verbose=False,
         )
     assert program is not None
-    return clean.to_proto(clean.cleaned(program.model))
+    model = clean.cleaned(program.model)
+    clean.keep_batch_in_reshapes(model.graph)
+    return clean.to_proto(model)
 
 
 @contextlib.contextmanager

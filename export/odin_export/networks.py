@@ -7,6 +7,7 @@ pooled over its first 8x8 cells only, which is not the same as a global average.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,12 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from odin_engines.errors import OdinError
+
 # Mean and standard deviation of the release, for pixels in [0, 1].
 RELEASE_MEAN = (125.3 / 255, 123.0 / 255, 113.9 / 255)
 RELEASE_STD = (63.0 / 255, 62.1 / 255, 66.7 / 255)
 
-# The last map must be pooled to 1x1: 8 to 15 cells wide, at a quarter of the image's size.
-MIN_SIZE, MAX_SIZE = 32, 63
+# The last map must be pooled to 1x1, so it is 8 to 15 cells wide: a quarter of the image's size,
+# twice rounded down in DenseNet-BC and twice rounded up in Wide ResNet.
+MIN_SIZE = 32
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,7 @@ class NetworkSpec:
     classes: int
     in_dataset: str
     build: Callable[[int], nn.Module]  # number of classes -> network with random weights
+    max_size: int  # of an image's sides, in pixels
 
 
 class _Bottleneck(nn.Module):
@@ -137,7 +142,7 @@ def _wide_stage(channels: int, out_channels: int, blocks: int, stride: int) -> _
 class WideResNet(nn.Module):
     """WRN-depth-widen (Zagoruyko and Komodakis, BMVC 2016).
 
-    Images (N, 3, H, W), normalised, H and W from 32 to 63 -> logits (N, classes).
+    Images (N, 3, H, W), normalised, H and W from 32 to 60 -> logits (N, classes).
     """
 
     def __init__(self, classes: int, depth: int = 28, widen: int = 10) -> None:
@@ -159,12 +164,24 @@ class WideResNet(nn.Module):
 NETWORKS = {
     spec.name: spec
     for spec in (
-        NetworkSpec("densenet10", "DenseNet-BC-100", 10, "cifar10", DenseNetBC),
-        NetworkSpec("densenet100", "DenseNet-BC-100", 100, "cifar100", DenseNetBC),
-        NetworkSpec("wideresnet10", "Wide-ResNet-28-10", 10, "cifar10", WideResNet),
-        NetworkSpec("wideresnet100", "Wide-ResNet-28-10", 100, "cifar100", WideResNet),
+        NetworkSpec("densenet10", "DenseNet-BC-100", 10, "cifar10", DenseNetBC, 63),
+        NetworkSpec("densenet100", "DenseNet-BC-100", 100, "cifar100", DenseNetBC, 63),
+        NetworkSpec("wideresnet10", "Wide-ResNet-28-10", 10, "cifar10", WideResNet, 60),
+        NetworkSpec("wideresnet100", "Wide-ResNet-28-10", 100, "cifar100", WideResNet, 60),
     )
 }
+
+
+def check_name(name: str) -> None:
+    """Check that `name` is one of the four networks.
+
+    Raises:
+        OdinError: it is not; the message lists them.
+    """
+    if name not in NETWORKS:
+        close = difflib.get_close_matches(name, NETWORKS, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise OdinError(f"no network {name!r}; {hint}choose from {', '.join(NETWORKS)}")
 
 
 def build(name: str) -> nn.Module:

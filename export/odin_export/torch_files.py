@@ -85,7 +85,7 @@ def read_legacy(data: bytes) -> dict[str, torch.Tensor]:
     little = not isinstance(system, dict) or system.get("little_endian") is not False
     content = read_pickle(stream)
     keys = read_pickle(stream).root
-    if not isinstance(keys, list) or not all(isinstance(key, str | int) for key in keys):
+    if not isinstance(keys, list) or not all(map(_is_key, keys)):
         raise FormatError("is damaged: the list of its storages cannot be read")
 
     places: dict[str, memoryview] = {}
@@ -106,6 +106,11 @@ def read_legacy(data: bytes) -> dict[str, torch.Tensor]:
         return _native(raw, storage, "little")
 
     return _tensors(content.root, read)
+
+
+def _is_key(key: object) -> bool:
+    # A number with thousands of digits could not even be turned into text.
+    return isinstance(key, str) or (isinstance(key, int) and abs(key) < 2**64)
 
 
 def _is_number(value: Any, expected: int) -> bool:

@@ -125,7 +125,7 @@ class Scorer:
             OdinError: the images have another type, layout or size, or the bundle is not tunable.
         """
         check_images(images, self.spec)
-        scalars = self._scalars(temperature, magnitude)
+        scalars = self.tuning(temperature, magnitude)
         parts = []
         size = self._chunk_size(images)
         for start in range(0, len(images), size):
@@ -139,7 +139,12 @@ class Scorer:
             _joined(parts, "label", np.int64),
         )
 
-    def _scalars(self, temperature: float | None, magnitude: float | None) -> dict[str, np.ndarray]:
+    def tuning(self, temperature: float | None, magnitude: float | None) -> dict[str, np.ndarray]:
+        """Return the inputs that set temperature and magnitude; None takes the bundle's.
+
+        Raises:
+            OdinError: they are out of range, or the bundle has others built in.
+        """
         asked = {"temperature": temperature, "magnitude": magnitude}
         if not self.spec.tunable and self.engine != "torch":
             for name, value in asked.items():
@@ -230,6 +235,8 @@ def _reference(spec: Spec, precision: Precision, network: Any) -> Session:
             "engine torch needs the PyTorch network, which a bundle does not hold: use "
             "Scorer.open(..., engine='torch', network=module), or odin-bench --engine torch"
         )
+    if network.training:
+        raise OdinError("the network is in training mode; call network.eval() first")
     if precision != "fp32":
         raise OdinError(f"engine torch is the float32 reference; it does not take {precision}")
     from odin_engines.torch_reference import TorchReference

@@ -106,7 +106,7 @@ def check_gradient(
 
 def double_models(make, name: str) -> tuple[torch.nn.Module, onnx.ModelProto]:
     network = make(name).double()
-    model = input_gradient(forward_graph(network))
+    model = input_gradient(forward_graph(network, networks.NETWORKS[name].max_size))
     onnx.checker.check_model(model, full_check=True)
     return network, model
 

@@ -289,7 +289,7 @@ def test_the_same_graph_twice(tiny_forward: onnx.ModelProto, tiny_spec: SpecMake
 
 
 def test_weights_are_held_once(build_tiny: Callable[..., nn.Module], tiny_spec: SpecMaker) -> None:
-    forward = forward_graph(build_tiny(width=64))
+    forward = forward_graph(build_tiny(width=64), 63)
     assert forward.ByteSize() > 700_000
     graphs = [odin_graph(forward, tiny_spec(method=method)) for method in METHODS]
     for graph in (*graphs, gradient_graph(forward, tiny_spec())):
@@ -300,7 +300,7 @@ def test_weights_are_held_once(build_tiny: Callable[..., nn.Module], tiny_spec: 
 def test_every_softmax_is_float32_whatever_the_network(
     make: str, build_tiny: Callable[..., nn.Module], tiny_spec: SpecMaker
 ) -> None:
-    forward = forward_graph(getattr(build_tiny(), make)())
+    forward = forward_graph(getattr(build_tiny(), make)(), 63)
     assert forward.graph.input[0].type.tensor_type.elem_type != TensorProto.FLOAT
     for method in METHODS:
         graph = odin_graph(forward, tiny_spec(method=method))
@@ -435,7 +435,7 @@ def test_in_float64_against_float64(
 ) -> None:
     """The network's own rounding gone, what remains is one rounding to float32 of each output."""
     network = build_tiny().double()
-    forward = forward_graph(network)
+    forward = forward_graph(network, 63)
     raw = raw_images(2)
     for method in METHODS:
         spec = tiny_spec(method=method)

@@ -56,7 +56,7 @@ BROADCASTING: dict[str, tuple[int, ...]] = {
 # Their outputs are integers, truth values or piecewise constant: they carry no gradient.
 NO_GRADIENT = frozenset(
     {
-        *("Shape", "Size", "Range", "ConstantOfShape", "ArgMax", "ArgMin", "NonZero"),
+        *("Shape", "Size", "ConstantOfShape", "ArgMax", "ArgMin", "NonZero"),
         *("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not", "And", "Or", "Xor"),
         *("IsNaN", "IsInf", "Sign", "Floor", "Ceil", "Round"),
     }

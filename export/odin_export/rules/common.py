@@ -4,13 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import onnx_ir as ir
 
 from odin_engines.errors import OdinError
-from odin_export.emit import constant_value
+from odin_export.emit import Emitter, constant_value, dims
 
 Gradients = list[ir.Value | None]
 Rule = Callable[..., Gradients]
+
+
+def own_copy(e: Emitter, weight: ir.Value) -> ir.Value:
+    """Return a constant square weight as a constant of its own, computed from the stored one.
+
+    OpenVINO 2026.4 caches a layer's weight by where it lies and by its shape: a square one that is
+    used as it is in the forward pass and transposed in the backward pass is taken for one and the
+    same, and the gradient comes out wrong. Reversing it twice changes nothing, stores nothing, and
+    gives it a place of its own once the engine folds constants.
+    """
+    sizes = dims(weight)
+    if constant_value(weight) is None or len(sizes) < 2 or sizes[0] != sizes[1]:
+        return weight
+    bounds = [e.integers([value], "bound") for value in (-1, np.iinfo(np.int64).min, 0, -1)]
+    return e.op("Slice", e.op("Slice", weight, *bounds), *bounds)
 
 
 def refused(node: ir.Node, why: str, remedy: str) -> OdinError:

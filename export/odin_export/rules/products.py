@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from odin_export.emit import Emitter, dims
-from odin_export.rules.common import Gradients, operand, refused
+from odin_export.rules.common import Gradients, operand, own_copy, refused
 
 
 def gemm(e: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
@@ -20,13 +20,13 @@ def gemm(e: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
     beta = node.attributes.get_float("beta", 1.0)
     grads: Gradients = [None] * len(node.inputs)
     if e.wants(a) and trans_a:
-        grads[0] = e.op("Gemm", b, dy, alpha=alpha, transA=trans_b, transB=1)
+        grads[0] = e.op("Gemm", own_copy(e, b), dy, alpha=alpha, transA=trans_b, transB=1)
     elif e.wants(a):
-        grads[0] = e.op("Gemm", dy, b, alpha=alpha, transB=1 - trans_b)
+        grads[0] = e.op("Gemm", dy, own_copy(e, b), alpha=alpha, transB=1 - trans_b)
     if e.wants(b) and trans_b:
-        grads[1] = e.op("Gemm", dy, a, alpha=alpha, transA=1, transB=trans_a)
+        grads[1] = e.op("Gemm", dy, own_copy(e, a), alpha=alpha, transA=1, transB=trans_a)
     elif e.wants(b):
-        grads[1] = e.op("Gemm", a, dy, alpha=alpha, transA=1 - trans_a)
+        grads[1] = e.op("Gemm", own_copy(e, a), dy, alpha=alpha, transA=1 - trans_a)
     if len(node.inputs) > 2 and e.wants(node.inputs[2]):
         grads[2] = dy if beta == 1.0 else e.op("Mul", dy, e.floats(beta))
     return grads
@@ -46,4 +46,4 @@ def matmul(e: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
 
 def _swap_last(e: Emitter, value: ir.Value) -> ir.Value:
     axes = list(range(len(dims(value))))
-    return e.op("Transpose", value, perm=[*axes[:-2], axes[-1], axes[-2]])
+    return e.op("Transpose", own_copy(e, value), perm=[*axes[:-2], axes[-1], axes[-2]])

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from odin_export.emit import Emitter, dims
-from odin_export.rules.common import Gradients, operand, refused
+from odin_export.rules.common import Gradients, operand, own_copy, refused
 
 
 class Window:
@@ -58,7 +58,7 @@ def conv(e: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
             node, "it is strided and dilated, which engines do not transpose", "use one of the two"
         )
     group = node.attributes.get_int("group", 1)
-    dx = _conv_transpose(e, dy, weight, group, window, x)
+    dx = _conv_transpose(e, dy, own_copy(e, weight), group, window, x)
     return [dx, None, None][: len(node.inputs)]
 
 
@@ -68,8 +68,7 @@ def _conv_stride_1(e: Emitter, node: ir.Node, dy: ir.Value, window: Window) -> i
     reach = [d * (k - 1) for d, k in zip(window.dilations, window.kernel, strict=True)]
     pads = [r - p for r, p in zip(reach * 2, window.pads, strict=True)]
     if any(pad < 0 for pad in pads):  # the forward pass padded by more than the kernel's reach
-        crop = [min(pad, 0) for pad in pads]
-        dy = e.op("Pad", dy, e.integers(_pads_of_all_axes(crop), "crop"), e.floats(0, "zero"))
+        dy = _cropped(e, dy, [max(-pad, 0) for pad in pads])
         pads = [max(pad, 0) for pad in pads]
     return e.op(
         "Conv",
@@ -200,7 +199,9 @@ def _conv_transpose(
     return e.op("Slice", dx, e.integers([0] * len(cut), "starts"), ends, e.integers(cut, "axes"))
 
 
-def _pads_of_all_axes(pads: Sequence[int]) -> list[int]:
-    """Pads of the spatial axes -> pads of all axes, none for batch and channels."""
-    rank = len(pads) // 2
-    return [0, 0, *pads[:rank], 0, 0, *pads[rank:]]
+def _cropped(e: Emitter, value: ir.Value, crop: Sequence[int]) -> ir.Value:
+    """Cut off cells at the start and at the end of each spatial axis; crop as ONNX orders pads."""
+    rank = len(crop) // 2
+    ends = [-cut if cut else np.iinfo(np.int64).max for cut in crop[rank:]]
+    axes = [axis + 2 for axis in range(rank)]
+    return e.op("Slice", value, *(e.integers(part, "bounds") for part in (crop[:rank], ends, axes)))
