@@ -664,7 +664,7 @@ def test_networks_without_weights_say_where_to_get_them(name: str) -> None:
 
 def test_unknown_network() -> None:
     for function in (default_checkpoint, lambda name: load_network(name, None)):
-        with pytest.raises(OdinError, match=r"'densenet'; choose one of densenet10, "):
+        with pytest.raises(OdinError, match=r"'densenet'; did you mean densenet10"):
             function("densenet")
 
 
