@@ -12,7 +12,7 @@ import onnx_ir as ir
 from odin_engines.errors import OdinError
 from odin_export import clean
 from odin_export.emit import Emitter, dims
-from odin_export.rules import BROADCASTING, NO_GRADIENT, RULES, Rule
+from odin_export.rules import BROADCASTING, NO_GRADIENT, RULES, SEVERAL_OUTPUTS, Rule
 from odin_export.rules.common import refused
 
 FLOATS = frozenset(
@@ -169,12 +169,13 @@ def _rule_of(node: ir.Node) -> Rule:
 def _apply_rule(
     rule: Rule, emitter: Emitter, node: ir.Node, dys: list[ir.Value | None]
 ) -> list[ir.Value | None]:
-    if len(dys) > 1 and any(dy is not None for dy in dys[1:]):
+    several = node.op_type in SEVERAL_OUTPUTS
+    if not several and any(dy is not None for dy in dys[1:]):
         raise OdinError(
             f"node {node.name!r} ({node.op_type}): the logits depend on its second output, which "
             "has no gradient; export the network in evaluation mode"
         )
-    dxs = rule(emitter, node, dys[0])
+    dxs = rule(emitter, node, dys if several else dys[0])
     assert len(dxs) == len(node.inputs), f"rule of {node.op_type}: one gradient for each input"
     for index, (x, dx) in enumerate(zip(node.inputs, dxs, strict=True)):
         if dx is None and emitter.wants(x):
@@ -195,24 +196,25 @@ def _accumulate(
 
 
 def _sum_over_broadcast(emitter: Emitter, node: ir.Node, x: ir.Value, dx: ir.Value) -> ir.Value:
-    """Sum dx, in the shape of the node's output, over the axes along which x was repeated."""
+    """Sum dx, in the shape of the node's output, over the axes along which x was repeated.
+
+    Where shape inference cannot tell whether an axis was repeated, it is taken not to be: a
+    Reshape to the shape of x then makes the graph fail at run time, rather than give a wrong
+    gradient, should it have been.
+    """
     have, want = dims(node.outputs[0]), dims(x)
     if node.op_type == "MatMul":  # the last two axes do not broadcast
         have = [*have[:-2], *want[-2:]]
     extra = len(have) - len(want)
     axes = list(range(extra))
+    sure = True
     for axis, (size, own) in enumerate(zip(have[extra:], want, strict=True), start=extra):
-        if own == size and own is not None:
-            continue
-        if own != 1:
-            raise OdinError(
-                f"node {node.name!r} ({node.op_type}): whether {x.name!r} is repeated along axis "
-                f"{axis} is not known before run time ({own} against {size}); fix its shape"
-            )
-        axes.append(axis)
-    if not axes:
-        return dx
-    summed = emitter.op("ReduceSum", dx, emitter.integers(axes, "axes"), keepdims=1)
-    if not extra:
-        return summed
-    return emitter.op("Squeeze", summed, emitter.integers(range(extra), "axes"))
+        if own == 1 and size != 1:
+            axes.append(axis)
+        elif own is None or own != size:
+            sure = False
+    if axes:
+        dx = emitter.op("ReduceSum", dx, emitter.integers(axes, "axes"), keepdims=1)
+    if extra:
+        dx = emitter.op("Squeeze", dx, emitter.integers(range(extra), "axes"))
+    return dx if sure else emitter.op("Reshape", dx, emitter.op("Shape", x))

@@ -12,11 +12,11 @@ from export.rule_cases import (
     Case,
     build,
     central_differences,
-    evaluator,
     image_off_kinks,
     random_for,
 )
 from odin_export.backward import input_gradient
+from odin_export.evaluate import evaluator
 from odin_export.rules import BROADCASTING, NO_GRADIENT, RULES
 
 
@@ -29,7 +29,7 @@ def test_gradient_is_that_of_central_differences(case: Case) -> None:
     rng = random_for(f"images of {case}")
     for sizes in case.at:
         shape = tuple(size if isinstance(size, int) else sizes[size] for size in case.shape)
-        x = image_off_kinks(model, rng, shape)
+        x = image_off_kinks(case, model, rng, shape)
         (y,) = forward.run(["y"], {"x": x})
         seed = rng.standard_normal(y.shape).astype(y.dtype)
         again, found = backward.run(["y", "input_gradient"], {"x": x, "seed": seed})
@@ -39,6 +39,18 @@ def test_gradient_is_that_of_central_differences(case: Case) -> None:
         assert found.dtype == x.dtype
         largest = np.abs(expected).max()
         np.testing.assert_allclose(found, expected, rtol=0, atol=case.tolerance * max(largest, 0.1))
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in (*CASES, *COMPOSITES) if case.empty and "N" in case.shape], ids=str
+)
+def test_empty_batch(case: Case) -> None:
+    model = build(case)
+    sizes = {**case.at[0], "N": 0}
+    x = np.zeros([size if isinstance(size, int) else sizes[size] for size in case.shape])
+    (y,) = evaluator(model).run(["y"], {"x": x})
+    (found,) = evaluator(input_gradient(model)).run(["input_gradient"], {"x": x, "seed": y * 0})
+    assert found.shape == x.shape
 
 
 @pytest.mark.parametrize("text", ["y = Relu (x)", "a = Neg (x)\n b = Neg (a)\n y = Relu (b)"])

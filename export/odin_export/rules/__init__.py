@@ -11,10 +11,12 @@ accepts.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from odin_export.rules import elementwise, moves, products, reductions, windows
 from odin_export.rules.common import Rule
 
-__all__ = ["BROADCASTING", "NO_GRADIENT", "RULES", "Rule"]
+__all__ = ["BROADCASTING", "NO_GRADIENT", "RULES", "SEVERAL_OUTPUTS", "Rule"]
 
 RULES: dict[str, Rule] = {
     "Identity": elementwise.identity,
@@ -42,9 +44,15 @@ RULES: dict[str, Rule] = {
     "Concat": moves.concat,
 }
 
+# Ops with several outputs that carry a gradient: `dy` is a list, with None for an output that
+# nothing differentiable uses.
+SEVERAL_OUTPUTS: frozenset[str] = frozenset()
+
+ALL_INPUTS: Sequence[int] = range(2**31)
+
 # The inputs that broadcast: their gradients come out in the shape of the node's output, and the
 # walker sums them over the axes along which the input was repeated.
-BROADCASTING: dict[str, tuple[int, ...]] = {
+BROADCASTING: dict[str, Sequence[int]] = {
     "Add": (0, 1),
     "Sub": (0, 1),
     "Mul": (0, 1),

@@ -66,3 +66,19 @@ def reduced_axes(node: ir.Node, rank: int) -> list[int] | None:
     else:
         axes = node.attributes.get_ints("axes", [])
     return sorted(axis % rank for axis in axes) or None
+
+
+def sizes_of(e: Emitter, value: ir.Value, axes: Sequence[int] | None = None) -> ir.Value:
+    """Return the sizes of a value along some axes, or all, as an int64 vector.
+
+    It is a constant where the sizes are known, and computed at run time otherwise.
+    """
+    sizes = dims(value)
+    chosen = list(range(len(sizes))) if axes is None else [axis % len(sizes) for axis in axes]
+    known = [size for axis in chosen if isinstance(size := sizes[axis], int)]
+    if len(known) == len(chosen):
+        return e.integers(known, "sizes")
+    shape = e.op("Shape", value)
+    if axes is None:
+        return shape
+    return e.op("Gather", shape, e.integers(chosen, "axes"), axis=0)

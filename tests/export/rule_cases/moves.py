@@ -1,0 +1,98 @@
+"""Ops that move elements."""
+
+from __future__ import annotations
+
+from export.rule_cases.case import ANY_IMAGE, FIXED, ONE_AND_THREE, SMALL, Case, Sizes
+
+
+def moved(
+    op: str,
+    what: str,
+    shape: tuple[int | str, ...],
+    target: list[int],
+    at: tuple[Sizes, ...] = ONE_AND_THREE,
+) -> Case:
+    """A case of one op with a constant second input: Reshape, Squeeze or Unsqueeze."""
+    # A size of 0 beside one of -1 leaves the -1 undefined where the batch is empty.
+    empty = not (op == "Reshape" and {0, -1} <= set(target))
+    return Case(op, what, shape, f"y = {op} (x, t)", {"t": target}, at, empty=empty)
+
+
+MOVES = [
+    moved("Reshape", "0 -1", ("N", 2, 3), [0, -1]),
+    moved("Reshape", "0 and sizes", ("N", 6), [0, 2, 3]),
+    moved("Reshape", "-1 for the batch", ("N", 2, 3), [-1, 6]),
+    moved("Reshape", "-1 for the batch, split", ("N", 6), [-1, 2, 3]),
+    moved("Reshape", "-1 for rows of several images", ("N", 2, 3), [-1, 3]),
+    moved("Reshape", "-1 for several images a row", (2, 3), [-1, 6], FIXED),
+    moved("Reshape", "to one axis", ("N", 2, 3), [-1]),
+    moved("Reshape", "0 in the middle", ("N", 2, 3, 2), [0, 0, -1]),
+    moved("Reshape", "of fixed sizes", (2, 6), [3, 4], FIXED),
+    moved("Reshape", "dynamic sizes joined", ANY_IMAGE, [0, 2, -1], SMALL),
+    moved("Reshape", "all joined", ANY_IMAGE, [-1], SMALL),
+    Case(
+        "Reshape",
+        "allowzero, Constant node",
+        ("N", 6),
+        "y = Reshape <allowzero = 1> (x, t)",
+        {"t": [-1, 3, 2]},
+        constant_nodes=True,
+    ),
+    Case(
+        "Reshape",
+        "two of them, without names, -1 first",
+        ("N", 6),
+        "a = Reshape (x, s)\n b = Relu (a)\n y = Reshape (b, t)",
+        {"s": [-1, 3, 2], "t": [-1, 6]},
+    ),
+    Case("Flatten", "axis left out", ("N", 2, 3), "y = Flatten (x)"),
+    Case("Flatten", "of dynamic sizes", ANY_IMAGE, "y = Flatten (x)", at=SMALL),
+    moved("Squeeze", "middle axis", ("N", 1, 3), [1]),
+    moved("Squeeze", "two axes, negative", ("N", 3, 1, 1), [-1, -2]),
+    moved("Squeeze", "dynamic sizes", ("N", 1, "H", "W"), [1], SMALL),
+    Case("Squeeze", "axes left out", (2, 1, 3, 1), "y = Squeeze (x)", at=FIXED),
+    moved("Unsqueeze", "middle axis", ("N", 3), [1]),
+    moved("Unsqueeze", "last axis", ("N", 3), [-1]),
+    moved("Unsqueeze", "both ends", ("N", 3), [0, 3]),
+    moved("Unsqueeze", "dynamic sizes", ("N", "H", "W"), [-3], SMALL),
+    Case("Transpose", "perm left out", ("N", 2, 3), "y = Transpose (x)"),
+    Case("Transpose", "a cycle", ("N", 2, 3), "y = Transpose <perm = [1, 2, 0]> (x)"),
+    Case(
+        "Transpose",
+        "to channels last, dynamic",
+        ANY_IMAGE,
+        "y = Transpose <perm = [0, 2, 3, 1]> (x)",
+        at=SMALL,
+    ),
+    Case(
+        "Concat",
+        "x twice, a constant in between",
+        (2, 2, 3),
+        "y = Concat <axis = 1> (x, c, x)",
+        {"c": (2, 1, 3)},
+        at=FIXED,
+    ),
+    Case(
+        "Concat",
+        "negative axis, a constant of the batch's size in between",
+        ("N", 3, 2),
+        "s = Shape <end = 2> (x)\n t = Concat <axis = 0> (s, one)\n c = Expand (v, t)\n"
+        "y = Concat <axis = -1> (x, c, x)",
+        {"one": [1], "v": (1,)},
+    ),
+    Case("Concat", "first axis", (2, "N"), "a = Neg (x)\n y = Concat <axis = 0> (a, x)"),
+    Case("Concat", "one input", ("N", 3), "y = Concat <axis = 1> (x)"),
+    Case(
+        "Concat",
+        "channels, dynamic sizes",
+        ANY_IMAGE,
+        "a = Relu (x)\n y = Concat <axis = -3> (a, x, a)",
+        at=({"N": 1, "H": 2, "W": 3}, {"N": 3, "H": 3, "W": 1}),
+    ),
+]
+MOVES += [
+    Case("Flatten", f"axis {axis}", ("N", 2, 3), f"y = Flatten <axis = {axis}> (x)")
+    for axis in (0, 1, 2, 3, -1, -2)
+]
+
+CASES = MOVES
