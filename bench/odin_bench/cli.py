@@ -256,10 +256,11 @@ def _bundle(parsed: argparse.Namespace) -> Bundle:
         raise OdinError(f"MODEL {parsed.model} and --nn {parsed.nn} are both given; give one")
     name = parsed.nn or parsed.model or "densenet10"
     # What is exported here takes any temperature and magnitude, so one export serves every run.
-    options = Options(**given_options(parsed), tunable=True)  # type: ignore[arg-type]
+    given = given_options(parsed)
+    options = Options(**given, tunable=True)  # type: ignore[arg-type]
     bundle = find_bundle(name, parsed.checkpoint, options, lambda step: _say(f"{name}: {step}"))
     for flag in ("mean", "std", "method"):
-        asked, has = getattr(parsed, flag), getattr(bundle.spec, flag)
+        asked, has = given.get(flag), getattr(bundle.spec, flag)
         if asked is not None and asked != has:
             raise OdinError(
                 f"--{flag} {_plainly(asked)}: bundle {bundle.path} was exported with "
@@ -268,8 +269,8 @@ def _bundle(parsed: argparse.Namespace) -> Bundle:
     return bundle
 
 
-def _plainly(value: str | tuple[float, ...]) -> str:
-    return value if isinstance(value, str) else ",".join(f"{part:.4g}" for part in value)
+def _plainly(value: object) -> str:
+    return ",".join(f"{part:.4g}" for part in value) if isinstance(value, tuple) else str(value)
 
 
 def _magnitudes(parsed: argparse.Namespace, bundle: Bundle) -> Callable[[str], float]:

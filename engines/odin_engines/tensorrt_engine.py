@@ -33,6 +33,31 @@ def open_graph(graph: Path, precision: Precision, threads: int | None) -> Sessio
     raise OdinError(f"{graph} cannot be opened: {unavailable(precision)}")
 
 
+def parser_obstacle(graph: bytes) -> str | None:
+    """The first node that the parser of TensorRT for RTX refuses, and why; None if it takes all.
+
+    Parsing needs no GPU.
+
+    Args:
+        graph: an ONNX model, serialized.
+
+    Raises:
+        OdinError: tensorrt_rtx is not installed.
+    """
+    if find_spec("tensorrt_rtx") is None:
+        raise OdinError("tensorrt_rtx is not installed: pip install 'odin-ood[rtx]'")
+    import tensorrt_rtx as trt
+
+    logger = trt.Logger(trt.Logger.INTERNAL_ERROR)
+    builder = trt.Builder(logger)
+    network = builder.create_network(0)
+    parser = trt.OnnxParser(network, logger)
+    if parser.parse(graph):
+        return None
+    error = parser.get_error(0)
+    return f"node {error.node_name()!r} ({error.node_operator()}): {error.desc()}"
+
+
 def _has_driver() -> bool:
     try:
         ctypes.CDLL("libcuda.so.1")

@@ -12,6 +12,8 @@ import onnx_ir as ir
 from odin_engines.errors import OdinError
 from odin_export import clean
 from odin_export.emit import Emitter, dims
+from odin_export.obstacles import full_name, remedy
+from odin_export.prepare import prepared
 from odin_export.rules import BROADCASTING, NO_GRADIENT, RULES, SEVERAL_OUTPUTS, Rule
 from odin_export.rules.common import refused
 
@@ -37,7 +39,7 @@ def input_gradient(model: onnx.ModelProto) -> onnx.ModelProto:
         OdinError: the model has several inputs or outputs, an op on the path from input to output
             has no gradient rule, or there is no differentiable path at all.
     """
-    extended = clean.from_proto(clean.checked(model))
+    extended = prepared(model)
     graph = extended.graph
     if len(graph.inputs) != 1 or len(graph.outputs) != 1:
         names = [value.name for value in (*graph.inputs, *graph.outputs)]
@@ -74,7 +76,7 @@ def append_backward(
     Raises:
         OdinError: as `input_gradient`.
     """
-    path = _nodes_between(emitter.graph, image, output)
+    path = nodes_between(emitter.graph, image, output)
     rules = [_rule_of(node) for node in path]
     emitter.wanted = frozenset(
         [image, *(value for node in path for value in node.outputs if _may_be_float(value))]
@@ -116,7 +118,7 @@ def _no_path(graph: ir.Graph, image: ir.Value, output: ir.Value) -> OdinError:
     )
 
 
-def _nodes_between(graph: ir.Graph, image: ir.Value, output: ir.Value) -> list[ir.Node]:
+def nodes_between(graph: ir.Graph, image: ir.Value, output: ir.Value) -> list[ir.Node]:
     """The nodes on differentiable paths from `image` to `output`, in topological order."""
     reached = {image}
     forward = []
@@ -158,10 +160,8 @@ def _captures(node: ir.Node, reached: set[ir.Value]) -> bool:
 def _rule_of(node: ir.Node) -> Rule:
     rule = RULES.get(node.op_type) if node.domain == "" else None
     if rule is None:
-        op = node.op_type if node.domain == "" else f"{node.domain}::{node.op_type}"
         raise OdinError(
-            f"node {node.name!r} has no gradient rule for its op, {op}; express it in these ops: "
-            f"{', '.join(sorted(RULES))}"
+            f"node {node.name!r} has no gradient rule for its op, {full_name(node)}: {remedy(node)}"
         )
     return rule
 

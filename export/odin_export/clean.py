@@ -10,6 +10,7 @@ import logging
 import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
+from onnxscript.optimizer import fold_constants_ir
 
 from odin_engines.errors import OdinError
 from odin_export.emit import constant_value, dims
@@ -90,6 +91,17 @@ def _clear_metadata(model: ir.Model) -> None:
     values += [value for node in graph.all_nodes() for value in node.outputs]
     for value in values:
         value.metadata_props.clear()
+
+
+def fold(model: ir.Model) -> None:
+    """Compute what depends on constants and known sizes alone, in place; also constant If."""
+    logger = logging.getLogger("onnxscript")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        fold_constants_ir(model, onnx_shape_inference=True)
+    finally:
+        logger.setLevel(level)
 
 
 def infer_shapes(model: ir.Model) -> None:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from odin_engines import command
 from odin_engines.bundle import ODIN
 from odin_engines.errors import OdinError
 from odin_engines.spec import DEFAULT_MAGNITUDE, DEFAULT_TEMPERATURE
 from odin_export.flags import add_model_options, given_options
+from odin_export.presets import LAYOUTS
+
+if TYPE_CHECKING:
+    from odin_export.exporter import Source
 
 _DESCRIPTION = """\
 Turn a classifier into an ODIN bundle: one ONNX graph that holds the forward pass, the analytic
@@ -27,6 +32,10 @@ examples:
         your weights, with the normalisation that they were trained with
   odin-export densenet10 --input-type uint8 --method first-order
         raw images in, and two thirds of the work: an approximation of the exact score
+  odin-export resnet50.onnx --preset imagenet --verify 3
+        any classifier; the gradient is compared with finite differences first
+  odin-export keras.onnx --scale 255 --check
+        whether a network that takes pixels in [0, 255] can be exported, and what stands in the way
 then:
   odin-bench densenet10
 """
@@ -47,9 +56,13 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "model", metavar="MODEL", help="densenet10, densenet100, wideresnet10 or wideresnet100"
+        "model",
+        metavar="MODEL",
+        help="densenet10, densenet100, wideresnet10, wideresnet100, or an .onnx file",
     )
     parser.add_argument("--output", type=Path, metavar="DIR", help="the bundle (default: ./MODEL)")
+    _add_file_options(parser.add_argument_group("what an .onnx file holds, where it is not clear"))
+    _add_proof_options(parser.add_argument_group("proof"))
     add_model_options(parser)
     parser.add_argument(
         "--temperature",
@@ -86,20 +99,50 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_file_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--input", metavar="NAME", help="the input that takes the images")
+    group.add_argument(
+        "--logits",
+        metavar="NAME",
+        help="the value that holds the logits: an output, or any value inside (default: the output "
+        "that looks like one row of classes an image, without a final softmax)",
+    )
+    group.add_argument(
+        "--layout", choices=LAYOUTS, help="of the images (default: told by their shape)"
+    )
+    group.add_argument(
+        "--bgr",
+        action="store_true",
+        help="the network takes channels in the order blue, green, red; the bundle takes red, "
+        "green, blue",
+    )
+
+
+def _add_proof_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--check",
+        action="store_true",
+        help="write nothing: show which ops have gradient rules, which engines take the result, "
+        "and the first obstacle; exit status 1 if there is one",
+    )
+    group.add_argument(
+        "--verify",
+        type=int,
+        metavar="N",
+        help="compare the gradient with finite differences along N random directions, in double "
+        "precision, before anything is written; exit status 1 if they differ",
+    )
+
+
 def _export(parsed: argparse.Namespace) -> int:
     if parsed.engine != "onnx":
         from odin_engines.engine import unavailable
 
         raise OdinError(f"--engine {parsed.engine}: {unavailable(parsed.engine, 'fp32')}")
-    if Path(parsed.model).suffix == ".onnx":
-        raise OdinError(
-            f"{parsed.model}: this version exports densenet10, densenet100, wideresnet10 and "
-            "wideresnet100 only; odin_export.backward.input_gradient derives the gradient graph of "
-            "an .onnx classifier"
-        )
-    from tqdm import tqdm
-
+    if parsed.verify is not None and parsed.verify < 1:
+        raise OdinError(f"--verify {parsed.verify}: give a number of directions from 1")
     from odin_export import exporter
+    from odin_export.classifier import Choice
 
     options = exporter.Options(
         temperature=parsed.temperature,
@@ -108,21 +151,88 @@ def _export(parsed: argparse.Namespace) -> int:
         tunable=parsed.tunable,
         **given_options(parsed),  # type: ignore[arg-type]
     )
-    output = parsed.output or Path(parsed.model)
-    layout = "{desc:<16}|{bar:30}| {elapsed}"
-    # Only on a terminal (disable=None), and gone when done: what stays are the lines below.
-    with tqdm(total=len(exporter.STEPS), bar_format=layout, leave=False, disable=None) as bar:
-
-        def step(name: str) -> None:
-            bar.set_description_str(name)
-            bar.update()
-
-        bundle = exporter.export(parsed.model, parsed.checkpoint, output, options, step)
+    choice = Choice(parsed.input, parsed.logits, parsed.layout, parsed.bgr)
+    is_file = Path(parsed.model).suffix.lower() == ".onnx"
+    if is_file and parsed.checkpoint is not None:
+        raise OdinError("--checkpoint is for the four networks; an .onnx file holds its weights")
+    if not is_file and choice != Choice():
+        raise OdinError("--input, --logits, --layout and --bgr are for .onnx files")
+    output = parsed.output or Path(Path(parsed.model).stem if is_file else parsed.model)
+    with _Steps() as steps:
+        if not parsed.check:
+            exporter.check_output(output)
+        if is_file:
+            source = exporter.from_file(Path(parsed.model), options, choice, steps.begin)
+        else:
+            source = exporter.from_name(parsed.model, parsed.checkpoint, options, steps.begin)
+        for note in source.notes:
+            steps.say(f"  {note}")
+        if parsed.verify is not None and not _verified(source, parsed.verify, steps):
+            return command.REFUSED
+        if parsed.check:
+            return _checked(source, steps)
+        bundle = exporter.write(source, output, steps.begin)
     spec = bundle.spec
     print(f"{bundle.path}: {spec.architecture}, {spec.classes} classes, weights {spec.checkpoint}")
-    if parsed.mean is None or parsed.std is None:
-        print("  normalisation: the release's; --mean and --std change it")
     size = (bundle.path / ODIN).stat().st_size / 1e6
     print(f"  {ODIN} ({size:.1f} MB) takes images and gives score, baseline, label, logits")
     print(f"  next: odin-bench {output}")
     return 0
+
+
+class _Steps:
+    """A progress bar of steps on a terminal, and lines that stay above it."""
+
+    def __enter__(self) -> _Steps:
+        from tqdm import tqdm
+
+        from odin_export.exporter import STEPS
+
+        layout = "{desc:<16}|{bar:30}| {elapsed}"
+        # Only on a terminal (disable=None), and gone when done: what stays are the lines said.
+        self._bar = tqdm(total=len(STEPS), bar_format=layout, leave=False, disable=None)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def begin(self, name: str) -> None:
+        """Show the next step."""
+        self._bar.set_description_str(name)
+        self._bar.update()
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        self._bar.write(text)
+
+
+def _verified(source: Source, count: int, steps: _Steps) -> bool:
+    """Compare the gradient with finite differences, and say how it went."""
+    from odin_export.verify import STEPS, TOLERANCE, directions, trial_shape
+
+    spec = source.spec
+    shape = trial_shape(2, spec.channels, spec.height, spec.width)
+    steps.say(
+        f"gradient against central differences, step {STEPS[0]:g}, in float64; for each direction "
+        f"2 random images {'x'.join(map(str, shape[1:]))} and random factors of the logits:"
+    )
+    held = True
+    for number, each in enumerate(directions(source.forward, shape, count), start=1):
+        held = held and each.holds
+        steps.say(
+            f"  direction {number}: gradient {each.analytic:+.9e}, differences "
+            f"{each.numeric:+.9e}, error {each.error:.1e}"
+            + (f" at step {each.step:g}" if each.step != STEPS[0] else "")
+            + ("" if each.holds else "  DIFFERS")
+        )
+    verdict = "agree" if held else "DIFFER: please report this model"
+    steps.say(f"  they {verdict} (allowed: {TOLERANCE:g} of the gradient's norm)")
+    return held
+
+
+def _checked(source: Source, steps: _Steps) -> int:
+    from odin_export.check import as_text, check
+
+    report = check(source.forward, source.spec)
+    steps.say(as_text(report))
+    return 0 if report.passed else command.REFUSED

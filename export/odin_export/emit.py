@@ -53,6 +53,14 @@ class Emitter:
         self.graph.append(node)
         return node.outputs[0]
 
+    def reduced(
+        self, op_type: str, value: ir.Value, axes: Sequence[int], keepdims: bool = True
+    ) -> ir.Value:
+        """Append a reduction; its axes are an input since opset 18, ReduceSum's since 13."""
+        if op_type == "ReduceSum" or self.graph.opset_imports.get("", 0) >= 18:
+            return self.op(op_type, value, self.integers(axes, "axes"), keepdims=int(keepdims))
+        return self.op(op_type, value, axes=list(axes), keepdims=int(keepdims))
+
     def constant(self, array: npt.ArrayLike, name: str = "constant") -> ir.Value:
         """Return an initializer with this array's value and type; equal ones are shared."""
         data = np.ascontiguousarray(np.asarray(array)).reshape(np.shape(array))

@@ -29,10 +29,13 @@ from odin_engines.spec import (
 )
 from odin_export import clean, networks
 from odin_export.checkpoint import load_network
+from odin_export.classifier import Choice
 from odin_export.emit import dims
 from odin_export.forward import forward_graph
+from odin_export.imported import Imported, read_classifier
 from odin_export.networks import MIN_SIZE, NETWORKS, RELEASE_MEAN, RELEASE_STD
 from odin_export.odin_graph import gradient_graph, odin_graph
+from odin_export.presets import MEANINGS, PRESETS, Normalisation, for_channels
 
 # protobuf cannot hold more; larger networks need their weights in files of their own.
 _MAX_PROTOBUF = 2**31 - 1
@@ -47,14 +50,32 @@ class Options:
     temperature: float = DEFAULT_TEMPERATURE
     magnitude: float = DEFAULT_MAGNITUDE
     method: Method = "exact"
-    mean: tuple[float, ...] = RELEASE_MEAN
-    std: tuple[float, ...] = RELEASE_STD
+    mean: tuple[float, ...] | None = None  # None: the release's, or what a file's images suggest
+    std: tuple[float, ...] | None = None
     precision: Precision = "fp32"
     input_type: InputType = "float32"
     tunable: bool = False
 
 
+Step = Callable[[str], object]
 STEPS = ("read weights", "trace network", "differentiate", "check graphs", "write bundle")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A network ready to be exported.
+
+    Attributes:
+        forward: `images` (N, C, H, W) -> `logits` (N, classes), float32.
+        spec: what the bundle is to say of it.
+        notes: what was found and assumed, one line each, for the user.
+        compare: raises OdinError if the forward graph is not what it was made from.
+    """
+
+    forward: onnx.ModelProto
+    spec: Spec
+    notes: list[str]
+    compare: Callable[[], None] = lambda: None
 
 
 def export(
@@ -62,7 +83,7 @@ def export(
     checkpoint: Path | None,
     output: Path,
     options: Options | None = None,
-    step: Callable[[str], object] = lambda name: None,
+    step: Step = lambda name: None,
 ) -> Bundle:
     """Export one of the four networks to a bundle at `output`.
 
@@ -77,15 +98,54 @@ def export(
         OdinError: an unknown name, a checkpoint that does not fit, a value out of range, or an
             output that cannot be written.
     """
+    networks.check_name(model)
+    check_options(options or Options())
+    check_output(output)
+    return write(from_name(model, checkpoint, options, step), output, step)
+
+
+def export_file(
+    file: Path,
+    output: Path,
+    options: Options | None = None,
+    choice: Choice | None = None,
+    step: Step = lambda name: None,
+) -> Bundle:
+    """Export the classifier in an .onnx file to a bundle at `output`.
+
+    Args:
+        file: any ONNX classifier.
+        output: the bundle's folder; it appears whole or not at all.
+        options: None takes the defaults; mean and std have one value for all channels, or one each.
+        choice: which input and output, where they are not to be found.
+        step: called with the name of each of `STEPS` as it begins.
+
+    Raises:
+        OdinError: the file is no classifier, or an op between image and logits has no gradient.
+    """
+    check_options(options or Options())
+    check_output(output)
+    return write(from_file(file, options, choice, step), output, step)
+
+
+def from_name(
+    model: str,
+    checkpoint: Path | None,
+    options: Options | None = None,
+    step: Step = lambda name: None,
+) -> Source:
+    """Make the forward graph of one of the four networks; arguments and errors as `export`."""
     options = options or Options()
     networks.check_name(model)
     check_options(options)
-    check_output(output)
+    notes = []
+    if options.mean is None or options.std is None:
+        notes.append("normalisation: the release's; --preset, or --mean and --std change it")
+    options = _with_release_normalisation(options)
     step("read weights")
     network, weights = load_network(model, checkpoint)
     step("trace network")
     forward = forward_graph(network, NETWORKS[model].max_size)
-    step("differentiate")
     spec = Spec(
         model=model,
         architecture=NETWORKS[model].architecture,
@@ -99,19 +159,97 @@ def export(
         tools=tool_versions(),
         **dataclasses.asdict(options),
     )
+    return Source(forward, spec, notes, lambda: _compare(forward, network))
+
+
+def from_file(
+    file: Path,
+    options: Options | None = None,
+    choice: Choice | None = None,
+    step: Step = lambda name: None,
+) -> Source:
+    """Make the forward graph of an .onnx file; arguments and errors as `export_file`."""
+    options = options or Options()
+    check_options(options)
+    step("read weights")
+    imported = read_classifier(file, choice or Choice())
+    step("trace network")
+    return describe(imported, options)
+
+
+def write(source: Source, output: Path, step: Step = lambda name: None) -> Bundle:
+    """Derive the graphs of a bundle, check them, and write it.
+
+    Raises:
+        OdinError: an op has no gradient, a graph is not valid or not equivalent, or the bundle
+            cannot be written.
+    """
+    step("differentiate")
     graphs = {
-        ODIN: odin_graph(forward, spec),
-        GRADIENT: gradient_graph(forward, spec),
-        FORWARD: forward,
+        ODIN: odin_graph(source.forward, source.spec),
+        GRADIENT: gradient_graph(source.forward, source.spec),
+        FORWARD: source.forward,
     }
     step("check graphs")
     for name, graph in graphs.items():
         _check(name, graph)
-    _compare(forward, network)
+    source.compare()
     step("write bundle")
-    return write_bundle(
-        output, spec, {name: graph.SerializeToString() for name, graph in graphs.items()}
+    contents = {name: graph.SerializeToString() for name, graph in graphs.items()}
+    return write_bundle(output, source.spec, contents)
+
+
+def _with_release_normalisation(options: Options) -> Options:
+    """The four networks take three channels, and were trained with the release's mean and std."""
+    given = Normalisation(options.mean or RELEASE_MEAN, options.std or RELEASE_STD)
+    own = for_channels(given, 3)
+    if len(own.mean) != 3 or len(own.std) != 3:
+        raise OdinError(
+            f"--mean and --std have {len(own.mean)} values, but the networks take 3 channels: give "
+            "three numbers, or one for all"
+        )
+    return dataclasses.replace(options, **dataclasses.asdict(own))
+
+
+def describe(imported: Imported, options: Options) -> Source:
+    """Describe a classifier that was read from a file.
+
+    Raises:
+        OdinError: mean and std are not for its number of channels.
+    """
+    found = imported.classifier
+    notes = list(found.notes)
+    if options.mean is None or options.std is None:
+        preset = "imagenet" if found.channels == 3 else "unit"
+        normalisation = PRESETS[preset]
+        notes.append(
+            f"normalisation: none given, so {MEANINGS[preset]} ASSUMED (--preset {preset}); what "
+            "the network was trained with is given by --preset, or --mean, --std and --scale"
+        )
+    else:
+        normalisation = Normalisation(options.mean, options.std)
+    normalisation = for_channels(normalisation, found.channels)
+    if len(normalisation.mean) != found.channels:
+        raise OdinError(
+            f"--mean and --std have {len(normalisation.mean)} values, but the images of "
+            f"{imported.file} have {found.channels} channels: give one value for all, or one each"
+        )
+    size = max(imported.height[0], imported.width[0])
+    own = dataclasses.asdict(options) | dataclasses.asdict(normalisation)
+    spec = Spec(
+        model=imported.file.stem,
+        architecture=imported.file.stem,
+        checkpoint=imported.file.name,
+        checkpoint_sha256=imported.digest,
+        classes=found.classes,
+        channels=found.channels,
+        height=imported.height,
+        width=imported.width,
+        activation_bytes=_activation_bytes(found.forward, size),
+        tools=tool_versions(),
+        **own,
     )
+    return Source(found.forward, spec, notes)
 
 
 def check_options(options: Options) -> None:
@@ -128,14 +266,16 @@ def check_options(options: Options) -> None:
     if not 0 <= options.magnitude <= MOST:
         raise OdinError(f"--magnitude {options.magnitude:g}: give a number from 0 to {MOST:g}")
     for name, values in (("mean", options.mean), ("std", options.std)):
-        if len(values) != 3 or not all(np.isfinite(value) for value in values):
-            raise OdinError(f"--{name}: give three numbers, R,G,B, for pixels in [0, 1]")
+        if values is None:
+            continue
+        if len(values) not in (1, 3, 4) or not all(np.isfinite(value) for value in values):
+            raise OdinError(f"--{name}: give one number, or R,G,B, for pixels in [0, 1]")
         if max(abs(value) for value in values) > 10:
             raise OdinError(
                 f"--{name} {','.join(f'{v:g}' for v in values)}: these are for pixels in [0, 255]; "
                 "divide them by 255"
             )
-    if min(options.std) <= 0:
+    if options.std is not None and min(options.std) <= 0:
         raise OdinError("--std: every value has to be above 0")
     if options.precision == "fp16":
         raise OdinError(

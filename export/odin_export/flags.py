@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from odin_engines.errors import OdinError
+from odin_export.presets import MEANINGS, PRESETS, Normalisation
 
 
 def add_model_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
@@ -18,16 +19,27 @@ def add_model_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup)
         "inside .gz or .tar.gz; no code in it is ever executed (default: the weights that come "
         "with the package, for densenet10)",
     )
-    for name, default in (
-        ("mean", "125.3/255, 123/255, 113.9/255"),
-        ("std", "63/255, 62.1/255, 66.7/255"),
-    ):
+    parser.add_argument(
+        "--preset",
+        choices=tuple(PRESETS),
+        help="normalisation of the training images: "
+        + "; ".join(f"{name}: {meaning}" for name, meaning in MEANINGS.items()),
+    )
+    for name in ("mean", "std"):
         parser.add_argument(
             f"--{name}",
-            type=_three_numbers,
+            type=_numbers,
             metavar="R,G,B",
-            help=f"of the training images, for pixels in [0, 1] (default: {default})",
+            help=f"{name} of the training images, in place of a preset; one number counts for all "
+            "channels",
         )
+    parser.add_argument(
+        "--scale",
+        type=float,
+        metavar="S",
+        help="mean and std are for pixels in [0, S] (default: 1); alone, it says that the network "
+        "takes pixels in [0, S]",
+    )
     parser.add_argument(
         "--method",
         choices=("exact", "first-order"),
@@ -45,20 +57,43 @@ def given_options(parsed: argparse.Namespace) -> dict[str, object]:
     """Return those of the flags above that set a field of `exporter.Options` and were given.
 
     Raises:
-        OdinError: one of --mean and --std without the other.
+        OdinError: the flags contradict each other.
     """
+    names = ("method", "precision")
+    given = {name: getattr(parsed, name) for name in names if getattr(parsed, name) is not None}
+    normalisation = _normalisation(parsed)
+    if normalisation is not None:
+        given |= {"mean": normalisation.mean, "std": normalisation.std}
+    return given
+
+
+def _normalisation(parsed: argparse.Namespace) -> Normalisation | None:
+    """What the flags say of mean and std, for pixels in [0, 1]; None if they say nothing."""
     if (parsed.mean is None) != (parsed.std is None):
         given, other = ("--mean", "--std") if parsed.std is None else ("--std", "--mean")
         raise OdinError(f"{given} is given without {other}; a normalisation needs both")
-    names = ("method", "mean", "std", "precision")
-    return {name: getattr(parsed, name) for name in names if getattr(parsed, name) is not None}
+    if parsed.preset is not None:
+        if parsed.mean is not None or parsed.scale is not None:
+            raise OdinError("--preset is a whole normalisation; leave out --mean, --std, --scale")
+        return PRESETS[parsed.preset]
+    if parsed.scale is not None and not 0 < parsed.scale <= 1e6:
+        raise OdinError(f"--scale {parsed.scale:g}: give a number above 0, such as 255")
+    scale = parsed.scale or 1.0
+    if parsed.mean is not None:
+        if len(parsed.mean) != len(parsed.std):
+            raise OdinError("--mean and --std do not have the same number of values")
+        mean, std = (tuple(v / scale for v in values) for values in (parsed.mean, parsed.std))
+        return Normalisation(mean, std)
+    return None if parsed.scale is None else Normalisation((0.0,), (1 / scale,))
 
 
-def _three_numbers(text: str) -> tuple[float, ...]:
+def _numbers(text: str) -> tuple[float, ...]:
     try:
         values = tuple(float(part) for part in text.split(","))
     except ValueError:
         values = ()
-    if len(values) != 3:
-        raise argparse.ArgumentTypeError(f"{text!r}: give three numbers, as 0.49,0.48,0.45")
+    if len(values) not in (1, 3, 4):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: give three numbers, as 0.49,0.48,0.45, or one for all channels"
+        )
     return values

@@ -63,7 +63,7 @@ def odin_graph(forward: onnx.ModelProto, spec: Spec) -> onnx.ModelProto:
         "label": label,
         "logits": logits,
     }
-    return _finish(model, outputs)
+    return _finish(model, outputs, spec.classes)
 
 
 def gradient_graph(forward: onnx.ModelProto, spec: Spec) -> onnx.ModelProto:
@@ -76,7 +76,7 @@ def gradient_graph(forward: onnx.ModelProto, spec: Spec) -> onnx.ModelProto:
     label = e.op("ArgMax", logits, axis=1, keepdims=0)
     scaled = _gradient(e, parts, logits, label, spec)
     gradient = e.op("Div", _as_float32(e, scaled), parts.temperature)
-    return _finish(model, {"logits": logits, "input_gradient": gradient})
+    return _finish(model, {"logits": logits, "input_gradient": gradient}, spec.classes)
 
 
 def _start(
@@ -103,18 +103,20 @@ def _start(
     return model, e, parts
 
 
-def _finish(model: ir.Model, outputs: dict[str, ir.Value]) -> onnx.ModelProto:
+def _finish(model: ir.Model, outputs: dict[str, ir.Value], classes: int) -> onnx.ModelProto:
+    """Make these the outputs; every one starts with the batch of the images."""
     graph = model.graph
+    batch, *image = dims(graph.inputs[0])
+    rest: dict[str, list[int | str | None]] = {"logits": [classes], "input_gradient": image}
     graph.outputs.clear()
     for name, value in outputs.items():
-        graph.outputs.append(clean.named_output(graph, value, name))
+        output = clean.named_output(graph, value, name)
+        # Inference can lose sizes in the backward pass, and the batch's name.
+        output.shape = ir.Shape([batch, *rest.get(name, [])])
+        output.type = ir.TensorType(ir.DataType.INT64 if name == "label" else ir.DataType.FLOAT)
+        graph.outputs.append(output)
     graph.sort()
-    batch = dims(graph.inputs[0])[0]
-    proto = clean.to_proto(model)
-    for output in proto.graph.output:  # inference can lose the batch's name in the backward pass
-        if isinstance(batch, str):
-            output.type.tensor_type.shape.dim[0].dim_param = batch
-    return proto
+    return clean.to_proto(model)
 
 
 def _take_raw_pixels(e: Emitter, parts: _Parts, spec: Spec) -> _Parts:
@@ -203,7 +205,7 @@ def _max_probability(e: Emitter, logits: ir.Value, temperature: ir.Value | None 
     if temperature is not None:
         logits = e.op("Div", logits, temperature)
     probabilities = e.op("Softmax", logits, axis=1)
-    return e.op("ReduceMax", probabilities, e.integers([1], "axes"), keepdims=0)
+    return e.reduced("ReduceMax", probabilities, [1], keepdims=False)
 
 
 def _as_float32(e: Emitter, value: ir.Value) -> ir.Value:

@@ -1,0 +1,330 @@
+"""The classifier in an ONNX file: which input is the image, and which value holds the logits.
+
+Whatever the file looks like, what comes out is the forward graph that the ODIN graph is made from:
+`images` (N, C, H, W) float32 -> `logits` (N, classes) float32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+from google.protobuf.message import DecodeError
+
+from odin_engines.errors import OdinError
+from odin_export import clean
+from odin_export.batch import free_batch
+from odin_export.emit import dims
+from odin_export.layout import channels_first, image_layout, reverse_channels
+from odin_export.obstacles import QUANTISED
+from odin_export.precision import FLOATS, in_precision
+from odin_export.prepare import prepared
+
+# What may stand between a softmax and the output without changing what the numbers mean.
+_PASSING = frozenset({"Identity", "Cast", "Flatten", "Reshape", "Squeeze", "Dropout", "Unsqueeze"})
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a user says about a model; None where it is to be found.
+
+    Attributes:
+        input: name of the image input.
+        output: name of the logits, of an output or of any value inside.
+        layout: "NCHW" or "NHWC", of the image input.
+        bgr: the network takes its channels in the order blue, green, red.
+    """
+
+    input: str | None = None
+    output: str | None = None
+    layout: str | None = None
+    bgr: bool = False
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A forward graph, and how it was found.
+
+    Attributes:
+        forward: `images` (N, C, H, W) -> `logits` (N, classes), float32.
+        channels, classes: C, and the number of logits.
+        height, width: of the images; None where they are dynamic.
+        notes: what was found and assumed, one line each, for the user.
+    """
+
+    forward: onnx.ModelProto
+    channels: int
+    classes: int
+    height: int | None
+    width: int | None
+    notes: list[str] = field(default_factory=list)
+
+
+def load_model(file: Path) -> onnx.ModelProto:
+    """Read an ONNX file, with the weights that lie beside it.
+
+    Raises:
+        OdinError: it is missing, is not ONNX, or its weights are missing.
+    """
+    if not file.is_file():
+        raise OdinError(f"{file}: there is no such file")
+    try:
+        model = onnx.load(str(file))
+    except DecodeError as error:
+        raise OdinError(
+            f"{file} is not an ONNX model ({error}); it may be cut short: copy or export it again"
+        ) from error
+    except (OSError, ValueError, onnx.checker.ValidationError) as error:
+        raise OdinError(
+            f"{file} cannot be read: {error}; keep the files with its weights beside it"
+        ) from error
+    if not model.graph.node:
+        raise OdinError(f"{file} holds no graph: it is empty, or not an ONNX model")
+    return model
+
+
+def find_classifier(model: onnx.ModelProto, choice: Choice | None = None) -> Classifier:
+    """Find image and logits in a model, and bring it into the one form.
+
+    Args:
+        model: any valid classifier. It is not changed.
+        choice: what the user says; None leaves everything to be found.
+
+    Raises:
+        OdinError: the model is not valid, image or logits are not clear, or it is quantised.
+    """
+    choice = choice or Choice()
+    notes: list[str] = []
+    _refuse_quantised(model)
+    model = _cut(model, choice, notes)
+    model, layout = image_layout(model, choice.layout)
+    model = free_batch(model, notes)
+    graph_model = prepared(model)
+    logits = _logits(graph_model.graph, notes, told=choice.output is not None)
+    graph = graph_model.graph
+    graph.outputs.clear()
+    graph.outputs.append(clean.named_output(graph, logits, "logits"))
+    image = graph.inputs[0]
+    notes.insert(0, f"image: input {image.name!r}, {_described(image)}, {layout}")
+    if layout == "NHWC":
+        channels_first(graph)
+    if choice.bgr:
+        if dims(graph.inputs[0])[1] != 3:
+            raise OdinError("--bgr is for images with three channels")
+        reverse_channels(graph)
+    clean.rename(graph, graph.inputs[0], "images")
+    forward = in_precision(clean.to_proto(graph_model), ir.DataType.FLOAT)
+    return _checked(forward, notes)
+
+
+def _refuse_quantised(model: onnx.ModelProto) -> None:
+    for node in model.graph.node:
+        if node.op_type in QUANTISED and node.op_type != "DequantizeLinear":
+            raise OdinError(
+                f"the model is int8-quantised (node {node.name!r}, {node.op_type}), and rounding "
+                "has no gradient: export the floating-point model that it was made from"
+            )
+
+
+def _cut(model: onnx.ModelProto, choice: Choice, notes: list[str]) -> onnx.ModelProto:
+    """Return the model with one input and one output."""
+    cut = onnx.ModelProto()
+    cut.CopyFrom(model)
+    graph = cut.graph
+    weights = {tensor.name for tensor in graph.initializer}
+    inputs = [value for value in graph.input if value.name not in weights]
+    image = _image_of(inputs, choice.input)
+    outputs = _with_inner_values(cut, choice.output)
+    output = _output_of(outputs, choice.output)
+    if len(inputs) > 1:
+        _refuse_other_inputs(graph, [value.name for value in inputs if value is not image])
+    if len(outputs) > 1:
+        notes.append(f"logits: output {output.name!r} of {len(outputs)}; --logits chooses another")
+    kept_input, kept_output = onnx.ValueInfoProto(), onnx.ValueInfoProto()
+    kept_input.CopyFrom(image)
+    kept_output.CopyFrom(output)
+    del graph.input[:], graph.output[:]
+    graph.input.append(kept_input)
+    graph.output.append(kept_output)
+    return cut
+
+
+def _image_of(inputs: list[onnx.ValueInfoProto], wanted: str | None) -> onnx.ValueInfoProto:
+    if wanted is not None:
+        for value in inputs:
+            if value.name == wanted:
+                return value
+        raise OdinError(f"--input {wanted}: the model has no such input, but {_listed(inputs)}")
+    images = [value for value in inputs if len(_shape(value)) == 4 and _is_float(value)]
+    if len(images) == 1:
+        return images[0]
+    if not inputs:
+        raise OdinError("the model has no input that is not a constant")
+    if not images:
+        raise OdinError(
+            f"no input looks like a batch of images, floating-point (N, C, H, W) or (N, H, W, C): "
+            f"the model has {_listed(inputs)}; --input NAME chooses one"
+        )
+    raise OdinError(f"several inputs look like images: {_listed(images)}; choose with --input NAME")
+
+
+def _refuse_other_inputs(graph: onnx.GraphProto, names: list[str]) -> None:
+    used = {name for node in graph.node for name in node.input}
+    needed = [name for name in names if name in used]
+    if needed:
+        raise OdinError(
+            f"the model needs {', '.join(map(repr, needed))} beside the image; ODIN perturbs one "
+            "input: export the model with the others fixed"
+        )
+
+
+def _with_inner_values(model: onnx.ModelProto, wanted: str | None) -> list[onnx.ValueInfoProto]:
+    """The model's outputs, and the value that the user named if it lies inside."""
+    outputs = list(model.graph.output)
+    if wanted is None or wanted in {value.name for value in outputs}:
+        return outputs
+    produced = {name for node in model.graph.node for name in node.output}
+    if wanted not in produced:
+        raise OdinError(
+            f"--logits {wanted}: the model has no such value; its outputs are {_listed(outputs)}"
+        )
+    inferred = clean.checked(model)
+    known = {value.name: value for value in inferred.graph.value_info}
+    if wanted not in known:
+        raise OdinError(f"--logits {wanted}: the type of this value is not known; choose another")
+    return [known[wanted]]
+
+
+def _output_of(outputs: list[onnx.ValueInfoProto], wanted: str | None) -> onnx.ValueInfoProto:
+    if wanted is not None:
+        return next(value for value in outputs if value.name == wanted)
+    tensors = [value for value in outputs if value.type.HasField("tensor_type")]
+    if not tensors:
+        raise OdinError(
+            f"the outputs are sequences or maps, not tensors: {_listed(outputs)}; export the model "
+            "without the step that turns logits into a map of classes (ZipMap), or name the logits "
+            "with --logits NAME"
+        )
+    floats = [value for value in tensors if _is_float(value)]
+    if len(floats) > 1:
+        floats = [value for value in floats if _is_row_of_classes(_shape(value))] or floats
+    if len(floats) != 1:
+        raise OdinError(
+            f"which output holds the logits is not clear: {_listed(outputs)}; choose with "
+            "--logits NAME"
+        )
+    return floats[0]
+
+
+def _is_row_of_classes(shape: list[int | str]) -> bool:
+    """(N, classes), with trailing axes of size one or without."""
+    return len(shape) >= 2 and all(size == 1 for size in shape[2:]) and shape[1] != 1
+
+
+def _logits(graph: ir.Graph, notes: list[str], told: bool) -> ir.Value:
+    """The value before a final softmax, or the output itself."""
+    output = graph.outputs[0]
+    value = output
+    while (node := value.producer()) is not None and node.op_type in _PASSING and node.inputs[0]:
+        value = node.inputs[0]
+    node = value.producer()
+    if told or node is None or node.domain:
+        return _as_rows(graph, output)
+    if node.op_type == "Softmax" and _softmax_axis_is_classes(node):
+        notes.append(f"logits: the input of the final Softmax {node.name!r}")
+        assert node.inputs[0] is not None
+        return _as_rows(graph, node.inputs[0])
+    if node.op_type == "LogSoftmax":
+        notes.append(
+            f"logits: the output of the final LogSoftmax {node.name!r}, from which they differ by "
+            "a constant that no score sees"
+        )
+    elif node.op_type == "Sigmoid":
+        raise OdinError(
+            f"the model ends in a Sigmoid ({node.name!r}): it judges each class on its own, and "
+            "ODIN needs a softmax over the classes. If they exclude each other, name the logits "
+            f"with --logits {node.inputs[0].name if node.inputs[0] else 'NAME'}"
+        )
+    return _as_rows(graph, output)
+
+
+def _softmax_axis_is_classes(node: ir.Node) -> bool:
+    assert node.inputs[0] is not None
+    sizes = dims(node.inputs[0])
+    axis = node.attributes.get_int("axis", -1) % len(sizes)
+    return all(size == 1 for size in sizes[axis + 1 :]) and axis >= 1
+
+
+def _as_rows(graph: ir.Graph, value: ir.Value) -> ir.Value:
+    """(N, classes, 1, 1) -> (N, classes)."""
+    sizes = dims(value)
+    if len(sizes) == 2:
+        return value
+    row = [size for size in sizes[1:] if size != 1]
+    if len(sizes) < 2 or len(row) != 1:
+        shape = ", ".join(str(size) for size in sizes)
+        raise OdinError(
+            f"{value.name!r} has shape ({shape}), not (N, classes); choose the logits of an image "
+            "classifier with --logits NAME"
+        )
+    node = ir.Node("", "Flatten", [value], num_outputs=1, name=f"{value.name}_rows")
+    graph.append(node)
+    rows = node.outputs[0]
+    rows.name, rows.type = f"{value.name}_rows", value.type
+    rows.shape = ir.Shape([sizes[0], row[0]])
+    return rows
+
+
+def _checked(forward: onnx.ModelProto, notes: list[str]) -> Classifier:
+    """Read the sizes off the finished graph."""
+    image = [_size(dim) for dim in forward.graph.input[0].type.tensor_type.shape.dim]
+    logits = [_size(dim) for dim in forward.graph.output[0].type.tensor_type.shape.dim]
+    channels, height, width = image[1:]
+    classes = logits[1]
+    if not isinstance(channels, int):
+        raise OdinError("the image's number of channels is not fixed; export the model with it")
+    if not isinstance(classes, int):
+        raise OdinError("the number of classes is not fixed; choose another output with --logits")
+    if classes < 2:
+        raise OdinError(
+            f"the model has {classes} output; a softmax needs two classes or more. A single "
+            "logit z of a binary classifier stands for the two logits (0, z): export it so"
+        )
+    return Classifier(
+        forward,
+        channels,
+        classes,
+        height if isinstance(height, int) else None,
+        width if isinstance(width, int) else None,
+        notes,
+    )
+
+
+def _size(dim: onnx.TensorShapeProto.Dimension) -> int | str:
+    return dim.dim_value if dim.HasField("dim_value") else dim.dim_param
+
+
+def _shape(value: onnx.ValueInfoProto) -> list[int | str]:
+    return [_size(dim) for dim in value.type.tensor_type.shape.dim]
+
+
+def _is_float(value: onnx.ValueInfoProto) -> bool:
+    return value.type.tensor_type.elem_type in FLOATS
+
+
+def _listed(values: list[onnx.ValueInfoProto]) -> str:
+    parts = []
+    for value in values:
+        if value.type.HasField("tensor_type"):
+            kind = onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type).lower()
+            shape = ", ".join(str(size) or "?" for size in _shape(value))
+            parts.append(f"{value.name!r} ({kind} {shape})")
+        else:
+            parts.append(f"{value.name!r} ({value.type.WhichOneof('value')})")
+    return ", ".join(parts) or "none"
+
+
+def _described(image: ir.Value) -> str:
+    return f"({', '.join(str(size) for size in dims(image))})"
