@@ -236,8 +236,8 @@ def _spec(file: Path, description: dict[str, Any]) -> Spec:
     if missing:
         raise OdinError(f"{file} does not say {', '.join(missing)}; {_RE_EXPORT}")
     known = {name: value for name, value in description.items() if name in fields}
-    for name in ("mean", "std", "height", "width"):
-        if isinstance(known[name], list):
+    for name in ("mean", "std", "height", "width", "scores"):
+        if isinstance(known.get(name), list):
             known[name] = tuple(known[name])
     spec = Spec(**known)
     problem = _problem(spec)
@@ -277,6 +277,8 @@ def _problem(spec: Spec) -> str | None:
         return "temperature is not a positive number"
     if not _is_number(spec.magnitude) or spec.magnitude < 0:
         return "magnitude is not a number from 0"
+    if not isinstance(spec.scores, tuple) or not all(isinstance(n, str) for n in spec.scores):
+        return "scores is not a list of names"
     if not isinstance(spec.tunable, bool):
         return "tunable is neither true nor false"
     if spec.threshold is not None and not _is_number(spec.threshold):

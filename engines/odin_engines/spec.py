@@ -16,6 +16,10 @@ DEFAULT_TEMPERATURE = 1000.0
 DEFAULT_MAGNITUDE = 0.0014
 
 
+# What odin.onnx can give beside ODIN's score; formulas and sources are in odin_export.scores.
+SCORE_NAMES = ("msp", "max-logit", "energy", "entropy", "gen", "gradnorm", "cam-max", "cam-std")
+
+
 @dataclass(frozen=True)
 class Spec:
     """The content of `odin.json`, less the list of files.
@@ -37,6 +41,8 @@ class Spec:
         input_type: of `odin.onnx`: "float32" is (N, channels, H, W), normalised; "uint8" is
             (N, H, W, channels), raw.
         tunable: whether temperature and magnitude are inputs of `odin.onnx`.
+        scores: further outputs of `odin.onnx`, of `SCORE_NAMES`, float32 (N,); higher means
+            in-distribution.
         threshold: the score below which an image is out-of-distribution, once calibrated.
         activation_bytes: memory that one image of the smallest size takes while it is scored.
         tools: versions of what made the bundle.
@@ -59,6 +65,7 @@ class Spec:
     precision: Precision = "fp32"
     input_type: InputType = "float32"
     tunable: bool = False
+    scores: tuple[str, ...] = ()
     threshold: float | None = None
     activation_bytes: int = 0
     tools: dict[str, str] = field(default_factory=dict)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from odin_engines import command
 from odin_engines.bundle import ODIN
 from odin_engines.errors import OdinError
-from odin_engines.spec import DEFAULT_MAGNITUDE, DEFAULT_TEMPERATURE
+from odin_engines.spec import DEFAULT_MAGNITUDE, DEFAULT_TEMPERATURE, SCORE_NAMES
 from odin_export.flags import add_model_options, given_options
 from odin_export.presets import LAYOUTS
 
@@ -91,12 +91,28 @@ def _parser() -> argparse.ArgumentParser:
         "(default: %(default)s)",
     )
     parser.add_argument(
+        "--scores",
+        type=_score_names,
+        default=(),
+        metavar="NAME,...",
+        help=f"further outputs of odin.onnx that cost next to nothing: {', '.join(SCORE_NAMES)}; "
+        "gradnorm needs a linear last layer, cam-max and cam-std global average pooling before it",
+    )
+    parser.add_argument(
         "--engine",
         choices=("onnx", "trt", "rtx"),
         default="onnx",
         help="also build a plan for this engine; onnx, the default, needs none",
     )
     return parser
+
+
+def _score_names(text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(text.split(",")))
+    for name in names:
+        if name not in SCORE_NAMES:
+            raise argparse.ArgumentTypeError(f"{name!r}: choose from {', '.join(SCORE_NAMES)}")
+    return names
 
 
 def _add_file_options(group: argparse._ArgumentGroup) -> None:
@@ -149,6 +165,7 @@ def _export(parsed: argparse.Namespace) -> int:
         magnitude=parsed.magnitude,
         input_type=parsed.input_type,
         tunable=parsed.tunable,
+        scores=parsed.scores,
         **given_options(parsed),  # type: ignore[arg-type]
     )
     choice = Choice(parsed.input, parsed.logits, parsed.layout, parsed.bgr)
@@ -174,8 +191,9 @@ def _export(parsed: argparse.Namespace) -> int:
         bundle = exporter.write(source, output, steps.begin)
     spec = bundle.spec
     print(f"{bundle.path}: {spec.architecture}, {spec.classes} classes, weights {spec.checkpoint}")
+    outputs = ("score", "baseline", "label", "logits", *spec.scores)
     size = (bundle.path / ODIN).stat().st_size / 1e6
-    print(f"  {ODIN} ({size:.1f} MB) takes images and gives score, baseline, label, logits")
+    print(f"  {ODIN} ({size:.1f} MB) takes images and gives {', '.join(outputs)}")
     print(f"  next: odin-bench {output}")
     return 0
 

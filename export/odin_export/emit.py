@@ -47,9 +47,22 @@ class Emitter:
         **attributes: Attribute,
     ) -> ir.Value:
         """Append a node and return its only output; `None` stands for a left-out input."""
+        return self.first_of(op_type, 1, *inputs, name=name, **attributes)
+
+    def first_of(
+        self,
+        op_type: str,
+        outputs: int,
+        *inputs: ir.Value | None,
+        name: str | None = None,
+        **attributes: Attribute,
+    ) -> ir.Value:
+        """Append a node of several outputs and return the first."""
         attrs = ir.convenience.convert_attributes(dict(attributes))
-        node = ir.Node("", op_type, inputs, attrs, num_outputs=1)
-        node.name = node.outputs[0].name = self.unique(name or op_type.lower())
+        node = ir.Node("", op_type, inputs, attrs, num_outputs=outputs)
+        node.name = self.unique(name or op_type.lower())
+        for index, output in enumerate(node.outputs):
+            output.name = node.name if index == 0 else self.unique(f"{node.name}_output_{index}")
         self.graph.append(node)
         return node.outputs[0]
 

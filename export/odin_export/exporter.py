@@ -55,6 +55,7 @@ class Options:
     precision: Precision = "fp32"
     input_type: InputType = "float32"
     tunable: bool = False
+    scores: tuple[str, ...] = ()
 
 
 Step = Callable[[str], object]

@@ -23,6 +23,7 @@ from odin_engines.spec import Spec
 from odin_export import clean
 from odin_export.backward import append_backward
 from odin_export.emit import Emitter, dims
+from odin_export.scores import Inputs, append_scores, find_head
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ def odin_graph(forward: onnx.ModelProto, spec: Spec) -> onnx.ModelProto:
     Returns:
         A graph with input `images`, as `spec.input_type` says, and, if `spec.tunable`, the float32
         scalars `temperature` and `magnitude`. Outputs: `score` and `baseline`, float32 (N,),
-        higher = in-distribution; `label`, int64 (N,); `logits`, float32 (N, classes).
+        higher = in-distribution; `label`, int64 (N,); `logits`, float32 (N, classes); then those of
+        `spec.scores`, float32 (N,).
     """
     model, e, parts = _start(forward, spec, tunable=("temperature", "magnitude"))
     if spec.input_type == "uint8":
@@ -63,6 +65,8 @@ def odin_graph(forward: onnx.ModelProto, spec: Spec) -> onnx.ModelProto:
         "label": label,
         "logits": logits,
     }
+    inputs = Inputs(logits, label, spec.classes, find_head(e, parts.logits))
+    outputs |= append_scores(e, spec.scores, inputs)
     return _finish(model, outputs, spec.classes)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,14 @@ class Scores:
         score: ODIN score, float32 (N,).
         baseline: largest softmax probability (Hendrycks and Gimpel, ICLR 2017), float32 (N,).
         label: the predicted class, int64 (N,).
+        extra: the further scores that the bundle was exported with (--scores), float32 (N,) each,
+            by name.
     """
 
     score: np.ndarray
     baseline: np.ndarray
     label: np.ndarray
+    extra: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.score)
@@ -137,6 +140,7 @@ class Scorer:
             _joined(parts, "score", np.float32),
             _joined(parts, "baseline", np.float32),
             _joined(parts, "label", np.int64),
+            {name: _joined(parts, name, np.float32) for name in self._extra_names()},
         )
 
     def tuning(self, temperature: float | None, magnitude: float | None) -> dict[str, np.ndarray]:
@@ -164,6 +168,10 @@ class Scorer:
                     f"{name} is {values[name]}; it has to be a number from {least:g} to {MOST:g}"
                 )
         return {name: np.array(value, np.float32) for name, value in values.items()}
+
+    def _extra_names(self) -> tuple[str, ...]:
+        """The further scores; the reference, which is plain ODIN, has none."""
+        return () if self.engine == "torch" else self.spec.scores
 
     def _chunk_size(self, images: np.ndarray) -> int:
         """As many images as fit the memory bound, but no more than the batch size."""
@@ -249,7 +257,8 @@ def _with_nan(outputs: dict[str, np.ndarray], images: np.ndarray) -> dict[str, n
     if images.dtype == np.uint8 or np.isfinite(images).all():
         return outputs
     bad = ~np.isfinite(images).all(axis=(1, 2, 3))
-    masked = {name: np.where(bad, np.nan, outputs[name]) for name in ("score", "baseline")}
+    scores = [name for name in outputs if name not in ("label", "logits", "input_gradient")]
+    masked = {name: np.where(bad, np.nan, outputs[name]) for name in scores}
     return {**outputs, **masked}
 
 

@@ -1,0 +1,273 @@
+"""Classifiers of torchvision and timm, exported and compared with PyTorch's autograd.
+
+    python tests/export/zoo.py            # the architectures of the tests, as the README's table
+    python tests/export/zoo.py --all      # one small member of every family in both libraries
+
+Weights are random, and so are the statistics of batch normalisation: nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import torch
+from torch import nn
+
+from odin_export.backward import input_gradient
+from odin_export.evaluate import evaluator
+from odin_export.precision import in_precision
+
+CLASSES = 10
+BATCHES = (1, 3)
+LARGEST_ERROR_64, LARGEST_ERROR_32 = 1e-6, 1e-3
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One network to try.
+
+    Attributes:
+        library: "torchvision" or "timm".
+        name: as the library calls it.
+        what: what is special about it.
+        size: height and width of its images.
+        arguments: that make it small.
+    """
+
+    library: str
+    name: str
+    what: str
+    size: int = 64
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{self.library} {self.name}"
+
+
+def _torchvision(name: str, what: str, size: int = 64, **arguments: Any) -> Architecture:
+    return Architecture("torchvision", name, what, size, arguments)
+
+
+def _timm(name: str, what: str, size: int = 64, **arguments: Any) -> Architecture:
+    return Architecture("timm", name, what, size, arguments)
+
+
+ARCHITECTURES = [
+    _torchvision("resnet18", "residual"),
+    _torchvision("resnext50_32x4d", "residual, grouped"),
+    _torchvision("densenet121", "dense"),
+    _torchvision("googlenet", "inception", init_weights=False, aux_logits=False),
+    _torchvision("squeezenet1_1", "fire modules, ceil_mode pooling"),
+    _torchvision("mobilenet_v2", "inverted bottlenecks, ReLU6"),
+    _torchvision("mobilenet_v3_small", "inverted bottlenecks, squeeze-excite, hard-swish"),
+    _torchvision("mnasnet0_5", "inverted bottlenecks"),
+    _torchvision("shufflenet_v2_x0_5", "channel shuffle, depthwise"),
+    _torchvision("efficientnet_b0", "inverted bottlenecks, squeeze-excite, SiLU"),
+    _torchvision("regnet_y_400mf", "grouped, squeeze-excite"),
+    _torchvision("convnext_tiny", "large kernels, layer norm, GELU"),
+    _torchvision("swin_t", "windowed attention"),
+    _timm("resnet26d", "residual, deep stem, average-pool shortcuts"),
+    _timm("seresnet18", "residual, squeeze-excite"),
+    _timm("skresnet18", "selective kernels"),
+    _timm("resnest14d", "split attention"),
+    _timm("resnetv2_50", "pre-activation residual"),
+    _timm("dla34", "deep layer aggregation"),
+    _timm("res2net50_14w_8s", "residual in residual, grouped"),
+    _timm("ghostnet_050", "ghost modules"),
+    _timm("hrnet_w18_small", "several resolutions, upsampling"),
+    _timm("repvgg_a0", "parallel branches"),
+    _timm("tresnet_m", "space-to-depth stem, blur pooling, leaky ReLU"),
+    _timm("vovnet39a", "one-shot aggregation"),
+    _timm("legacy_xception", "separable convolutions", 96),
+    _timm("resnet26", "residual, dilated", output_stride=8),
+    _timm("convmixer_768_32", "patch convolutions, GELU", 56, depth=4),
+    _timm("mixer_s32_224", "MLP-mixer", img_size=64, num_blocks=2),
+    _timm("resmlp_12_224", "MLP, affine", img_size=64, num_blocks=2),
+    _timm("gmixer_12_224", "gated MLP", img_size=64, num_blocks=2),
+    _timm("vit_tiny_patch16_224", "plain attention", img_size=64, depth=3),
+    _timm("deit_tiny_distilled_patch16_224", "attention, distilled", img_size=64, depth=3),
+    _timm("cait_xxs24_224", "class attention, talking heads", img_size=64, depth=3),
+    _timm("xcit_nano_12_p16_224", "cross-covariance attention", img_size=64, depth=3),
+    _timm("swin_tiny_patch4_window7_224", "windowed attention", 56, img_size=56, depths=(2, 2)),
+    _timm("swinv2_tiny_window8_256", "cosine attention", img_size=64, depths=(2, 2)),
+    _timm("pvt_v2_b0", "pyramid attention"),
+    _timm("coatnet_nano_rw_224", "convolution and attention", img_size=64),
+    _timm("mobilevit_xxs", "convolution and attention, SiLU"),
+    _timm("edgenext_xx_small", "convolution and cross-covariance attention"),
+    _timm("levit_128s", "attention with batch norm, hard-swish", 224),
+    _timm("poolformer_s12", "pooling as token mixer, group norm"),
+    _timm("efficientformer_l1", "pooling, then attention", 224),
+    _timm("focalnet_tiny_srf", "focal modulation"),
+    _timm("fastvit_t8", "reparametrised, large kernels"),
+    _timm("inception_next_atto", "band kernels"),
+    _timm("nf_resnet26", "normaliser-free, standardised weights"),
+    _timm("gcresnet33ts", "global context, SiLU"),
+    _timm("eca_resnext26ts", "efficient channel attention"),
+    _timm("resnet50_gn", "group norm"),
+    _timm("lambda_resnet26t", "lambda layers"),
+    _timm("botnet26t_256", "bottleneck attention", 256),
+    _timm("halonet26t", "halo attention", 256),
+    _timm("starnet_s1", "star operation, ReLU6"),
+]
+
+
+@dataclass(frozen=True)
+class Result:
+    """How one network fared.
+
+    Attributes:
+        nodes: of the forward graph.
+        error_64: of the float64 gradient against float64 autograd: largest over the batch sizes of
+            |difference| / |gradient|, in the Euclidean norm.
+        error_32: of the float32 gradient in ONNX Runtime against float64 autograd, likewise.
+    """
+
+    nodes: int
+    error_64: float
+    error_32: float
+
+    @property
+    def passed(self) -> bool:
+        return self.error_64 <= LARGEST_ERROR_64 and self.error_32 <= LARGEST_ERROR_32
+
+
+def network(architecture: Architecture) -> nn.Module:
+    """Build it in float64 with random weights, always the same, in evaluation mode."""
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(0)
+        if architecture.library == "torchvision":
+            models = torchvision_models()
+            built = getattr(models, architecture.name)(
+                num_classes=CLASSES, **architecture.arguments
+            )
+        else:
+            torchvision_models()  # timm imports torchvision
+            import timm
+
+            built = timm.create_model(
+                architecture.name, num_classes=CLASSES, **architecture.arguments
+            )
+        _randomise_statistics(built)
+    return built.eval().double()
+
+
+def torchvision_models() -> Any:
+    """Import torchvision, also where its compiled operators do not fit the PyTorch at hand.
+
+    A torchvision for CUDA beside a PyTorch for the CPU cannot load them and then fails on import,
+    for want of their names; classifiers need none of them.
+    """
+    try:
+        torch.ops.torchvision.nms  # noqa: B018 - raises where it is not declared
+    except AttributeError:
+        try:
+            import torchvision
+        except RuntimeError:
+            _declare_operators()
+    import torchvision
+
+    return torchvision.models
+
+
+def _declare_operators() -> None:
+    library = torch.library.Library("torchvision", "DEF")
+    for name in ("nms", "qnms"):
+        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    _LIBRARIES.append(library)
+
+
+_LIBRARIES: list[Any] = []  # an operator lives as long as its library object
+
+
+def _randomise_statistics(built: nn.Module) -> None:
+    for module in built.modules():
+        mean = getattr(module, "running_mean", None)
+        if isinstance(mean, torch.Tensor):
+            nn.init.normal_(mean, 0.0, 0.1)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+            if module.weight is not None:
+                nn.init.uniform_(module.weight, 0.5, 1.5)
+                nn.init.normal_(module.bias, 0.0, 0.1)
+
+
+def exported(built: nn.Module, size: int) -> onnx.ModelProto:
+    """Export with a dynamic batch, as users do: `images` -> `logits`."""
+    images = torch.zeros(2, 3, size, size, dtype=torch.float64)
+    with _quietly():
+        program = torch.onnx.export(
+            built,
+            (images,),
+            dynamo=True,
+            dynamic_shapes=({0: torch.export.Dim("N")},),
+            input_names=["images"],
+            output_names=["logits"],
+            verbose=False,
+        )
+    assert program is not None
+    return program.model_proto
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
+
+
+def compare(architecture: Architecture) -> Result:
+    """Export, derive the gradient, and compare it with autograd's.
+
+    Raises:
+        Exception: whatever building, exporting or differentiating raises.
+    """
+    import onnxruntime
+
+    built = network(architecture)
+    forward = exported(built, architecture.size)
+    double = evaluator(input_gradient(forward))
+    single = input_gradient(in_precision(forward, ir.DataType.FLOAT)).SerializeToString()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(single, options, providers=["CPUExecutionProvider"])
+    generator = np.random.default_rng(0)
+    errors_64, errors_32 = [], []
+    for batch in BATCHES:
+        images = generator.standard_normal((batch, 3, architecture.size, architecture.size))
+        factors = generator.standard_normal((batch, CLASSES))
+        expected = autograd(built, images, factors)
+        feeds = {"images": images, "seed": factors}
+        (found,) = double.run(["input_gradient"], feeds)
+        errors_64.append(distance(found, expected))
+        rough = {name: value.astype(np.float32) for name, value in feeds.items()}
+        (found,) = session.run(["input_gradient"], rough)
+        errors_32.append(distance(found, expected))
+    return Result(len(forward.graph.node), max(errors_64), max(errors_32))
+
+
+def autograd(built: nn.Module, images: np.ndarray, factors: np.ndarray) -> np.ndarray:
+    """The gradient of <factors, logits> with respect to the images, in float64."""
+    x = torch.from_numpy(images).requires_grad_()
+    logits = built(x)
+    (gradient,) = torch.autograd.grad(logits, x, torch.from_numpy(factors))
+    return gradient.numpy()
+
+
+def distance(found: np.ndarray, expected: np.ndarray) -> float:
+    """|found - expected| / |expected|."""
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
