@@ -15,7 +15,7 @@ from odin_export.emit import Emitter, dims
 from odin_export.obstacles import full_name, remedy
 from odin_export.prepare import prepared
 from odin_export.rules import BROADCASTING, NO_GRADIENT, RULES, SEVERAL_OUTPUTS, Rule
-from odin_export.rules.common import refused
+from odin_export.rules.common import refused, summed_to
 
 FLOATS = frozenset(
     {ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
@@ -93,7 +93,7 @@ def append_backward(
             if x is None or dx is None or not emitter.wants(x):
                 continue
             if index in BROADCASTING.get(node.op_type, ()):
-                dx = _sum_over_broadcast(emitter, node, x, dx)
+                dx = summed_to(emitter, dx, dims(node.outputs[0]), x)
             _accumulate(emitter, gradients, x, dx)
     emitter.dtype = dtype_of_image
     if image not in gradients:
@@ -193,28 +193,3 @@ def _accumulate(
     if dx.shape is None:  # made by the rule, rather than handed through
         dx.shape, dx.type = x.shape, x.type
     gradients[x] = dx
-
-
-def _sum_over_broadcast(emitter: Emitter, node: ir.Node, x: ir.Value, dx: ir.Value) -> ir.Value:
-    """Sum dx, in the shape of the node's output, over the axes along which x was repeated.
-
-    Where shape inference cannot tell whether an axis was repeated, it is taken not to be: a
-    Reshape to the shape of x then makes the graph fail at run time, rather than give a wrong
-    gradient, should it have been.
-    """
-    have, want = dims(node.outputs[0]), dims(x)
-    if node.op_type == "MatMul":  # the last two axes do not broadcast
-        have = [*have[:-2], *want[-2:]]
-    extra = len(have) - len(want)
-    axes = list(range(extra))
-    sure = True
-    for axis, (size, own) in enumerate(zip(have[extra:], want, strict=True), start=extra):
-        if own == 1 and size != 1:
-            axes.append(axis)
-        elif own is None or own != size:
-            sure = False
-    if axes:
-        dx = emitter.op("ReduceSum", dx, emitter.integers(axes, "axes"), keepdims=1)
-    if extra:
-        dx = emitter.op("Squeeze", dx, emitter.integers(range(extra), "axes"))
-    return dx if sure else emitter.op("Reshape", dx, emitter.op("Shape", x))

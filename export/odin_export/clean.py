@@ -6,6 +6,7 @@ That form: constants as initializers, no identities, dead nodes or metadata, and
 from __future__ import annotations
 
 import logging
+import math
 
 import onnx
 import onnx_ir as ir
@@ -18,20 +19,25 @@ from odin_export.emit import constant_value, dims
 # 20 is read by every engine at hand and has Gelu; newer ones add nothing these graphs need.
 OPSET = 20
 IR_VERSION = 10
-# What is appended to a model is written in ops as they are since this opset.
-OLDEST_OPSET = 13
+# The longest vector that belongs to shape arithmetic rather than to the network.
+_SHORT = 64
+# What is appended to a model is written in ops as they are since the oldest; the rules know the
+# ops as they are up to the newest.
+OLDEST_OPSET, NEWEST_OPSET = 13, 25
 
 
 def checked(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a copy of a user's model with shapes inferred and every input dimension named.
 
     Raises:
-        OdinError: the model is not valid ONNX, or of an opset that is too old.
+        OdinError: the model is not valid ONNX, or of an opset that is too old or new.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     _name_dimensions(copy.graph)
+    _spell_out_defaults(copy.graph)
     try:
+        _infer_group_normalization(copy)
         copy = onnx.shape_inference.infer_shapes(copy)
         onnx.checker.check_model(copy, full_check=True)
     except Exception as error:  # the library raises many kinds for broken models
@@ -42,17 +48,24 @@ def checked(model: onnx.ModelProto) -> onnx.ModelProto:
             f"the ONNX model has opset {opset}, older than {OLDEST_OPSET}; export it with opset "
             f"{OPSET} or convert it with onnx.version_converter.convert_version"
         )
+    if opset > NEWEST_OPSET:
+        raise OdinError(
+            f"the ONNX model has opset {opset}, newer than {NEWEST_OPSET}, the last one whose ops "
+            f"the gradient rules know; export it with opset {OPSET}"
+        )
     return copy
 
 
-def from_proto(model: onnx.ModelProto) -> ir.Model:
-    """Return a cleaned copy of a valid model."""
+def from_proto(model: onnx.ModelProto, fold_first: bool = False) -> ir.Model:
+    """Return a cleaned copy of a valid model, if asked with what is constant computed."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)  # names of tensors are shared with the protobuf otherwise
     try:
         converted = ir.from_proto(copy)
     except Exception as error:
         raise OdinError(f"the ONNX model cannot be read: {error}") from error
+    if fold_first or _has_subgraphs(converted.graph):
+        fold(converted)
     return cleaned(converted)
 
 
@@ -68,17 +81,52 @@ def _name_dimensions(graph: onnx.GraphProto) -> None:
                 dim.Clear()
 
 
+def _spell_out_defaults(graph: onnx.GraphProto) -> None:
+    """Give MeanVarianceNormalization its axes, without which ONNX's own inference stumbles."""
+    for node in graph.node:
+        if node.op_type == "MeanVarianceNormalization" and not node.attribute:
+            node.attribute.append(onnx.helper.make_attribute("axes", [0, 2, 3]))
+
+
+def _infer_group_normalization(model: onnx.ModelProto) -> None:
+    """Give outputs of GroupNormalization their shapes, which ONNX's inference does not do.
+
+    Shapes are inferred with Identity in its place, and kept.
+    """
+    if not any(node.op_type == "GroupNormalization" for node in model.graph.node):
+        return
+    stand_in = onnx.ModelProto()
+    stand_in.CopyFrom(model)
+    for node in stand_in.graph.node:
+        if node.op_type == "GroupNormalization":
+            node.op_type = "Identity"
+            del node.input[1:], node.attribute[:]
+    inferred = onnx.shape_inference.infer_shapes(stand_in)
+    known = {value.name for value in (*model.graph.value_info, *model.graph.output)}
+    model.graph.value_info.extend(v for v in inferred.graph.value_info if v.name not in known)
+
+
 def cleaned(model: ir.Model) -> ir.Model:
     """Bring `model`, which is changed, into the exporter's form and return it."""
     _clear_metadata(model)
     _quietly(passes.RemoveInitializersFromInputsPass(), model)
     _quietly(passes.InlinePass(), model)
-    _quietly(passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0), model)
+    if not _has_subgraphs(model.graph):  # a constant may be the output of one, and is to stay
+        lift = passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)
+        _quietly(lift, model)
     _quietly(passes.IdentityEliminationPass(), model)
     _quietly(passes.RemoveUnusedNodesPass(), model)
     _quietly(passes.NameFixPass(), model)
     infer_shapes(model)
     return model
+
+
+def _has_subgraphs(graph: ir.Graph) -> bool:
+    return any(
+        attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+        for node in graph
+        for attribute in node.attributes.values()
+    )
 
 
 def _clear_metadata(model: ir.Model) -> None:
@@ -99,9 +147,17 @@ def fold(model: ir.Model) -> None:
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        fold_constants_ir(model, onnx_shape_inference=True)
+        fold_constants_ir(model, onnx_shape_inference=True, should_fold=_should_fold)
     finally:
         logger.setLevel(level)
+
+
+def _should_fold(node: ir.Node) -> bool | None:
+    """Fold short vectors of zeros too, which shapes are made of; leave the rest to the library."""
+    if node.op_type != "ConstantOfShape":
+        return None
+    shape = constant_value(node.inputs[0])
+    return True if shape is not None and math.prod(shape) <= _SHORT else None
 
 
 def infer_shapes(model: ir.Model) -> None:

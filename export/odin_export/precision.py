@@ -6,14 +6,20 @@ and everything else stays as it is.
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
 from odin_export import clean
+from odin_export.composed import COMPOSED, expanded
 
 FLOATS = frozenset(
     {ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
 )
+# Ops that take float32 alone, and are replaced by what ONNX defines them through.
+_ONLY_FLOAT32 = frozenset({"Celu"})
+# Outputs that are of the type of `stash_type`, which may not be float64.
+_KEPT_OUTPUTS = {"LayerNormalization": (1, 2)}
 # Inputs that are float32 whatever the op computes in: scales and region of Resize.
 _KEPT = {"Resize": (1, 2), "Upsample": (1,)}
 
@@ -24,7 +30,7 @@ def in_precision(model: onnx.ModelProto, dtype: ir.DataType) -> onnx.ModelProto:
     Values between two casts to integers are converted too. Ops that take only some types (such as
     quantisation) may make the result invalid: it is not checked here.
     """
-    converted = clean.from_proto(model)
+    converted = clean.from_proto(expanded(model, COMPOSED | _ONLY_FLOAT32))
     graph = converted.graph
     kept = _kept_inputs(graph)
     for name, value in list(graph.initializers.items()):
@@ -41,8 +47,8 @@ def in_precision(model: onnx.ModelProto, dtype: ir.DataType) -> onnx.ModelProto:
             value.dtype = dtype
     _convert_attributes(graph, dtype)
     for node in graph.all_nodes():
-        for value in node.outputs:
-            if value.dtype in FLOATS:
+        for index, value in enumerate(node.outputs):
+            if value.dtype in FLOATS and index not in _KEPT_OUTPUTS.get(node.op_type, ()):
                 value.dtype = dtype
     _cast_kept_inputs(graph, kept)
     clean.infer_shapes(converted)
@@ -74,6 +80,9 @@ def _cast_kept_inputs(graph: ir.Graph, kept: dict[ir.Value, list[tuple[ir.Node, 
 
 def _convert_attributes(graph: ir.Graph, dtype: ir.DataType) -> None:
     for node in graph.all_nodes():
+        if node.op_type == "ConstantOfShape" and "value" not in node.attributes:  # float32 zeros
+            zero = ir.tensor(np.zeros(1, np.float32), dtype=ir.DataType.FLOAT)
+            node.attributes["value"] = ir.AttrTensor("value", zero)
         for name, attribute in list(node.attributes.items()):
             if attribute.type == ir.AttributeType.TENSOR:
                 tensor = attribute.as_tensor()
@@ -86,6 +95,4 @@ def _convert_attributes(graph: ir.Graph, dtype: ir.DataType) -> None:
 
 def _is_type(node: ir.Node, name: str) -> bool:
     """Whether an attribute of a node names the type of what it computes."""
-    return name in ("dtype", "stash_type", "softmax_precision") or (
-        node.op_type == "Cast" and name == "to"
-    )
+    return name in ("dtype", "softmax_precision") or (node.op_type == "Cast" and name == "to")

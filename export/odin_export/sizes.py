@@ -15,11 +15,14 @@ from odin_export.emit import dims
 
 Sizes = list[int | str | None]
 
-# Batches and images to try. Images are multiples of 32, which every usual network takes; height and
-# width differ, so that they are not taken for one another.
-_BATCHES = (2, 5, 7)
-_HEIGHTS = (224, 448, 320)
-_WIDTHS = (256, 192, 544)
+# Batches and images to try. The first images are multiples of 32, which every usual network takes;
+# height and width differ, so that they are not taken for one another. The last are small: a network
+# may not take them, but where it does they tell a size that is always so from one that a bound such
+# as x[:100] makes so for large images only.
+_BATCHES = (2, 5, 7, 3, 11)
+_HEIGHTS = (224, 448, 320, 24, 8)
+_WIDTHS = (256, 192, 544, 40, 12)
+_SURE = 3  # trials that must have an answer
 
 
 def resolve_sizes(model: ir.Model) -> None:
@@ -32,16 +35,19 @@ def resolve_sizes(model: ir.Model) -> None:
     symbols = _input_symbols(graph)
     if not _is_open(graph, set(symbols)):
         return
-    trials = [_shapes_at(model, _assignment(symbols, index)) for index in range(len(_BATCHES))]
+    assignments = [_assignment(symbols, index) for index in range(len(_BATCHES))]
+    if len(symbols) < 2:  # nothing but the batch is dynamic
+        assignments = assignments[:_SURE]
+    trials = [_shapes_at(model, assignment) for assignment in assignments]
     own = {
-        tuple(_assignment(symbols, index)[symbol] for index in range(len(_BATCHES))): symbol
+        symbol: tuple(assignment[symbol] for assignment in assignments)
         for symbol in reversed(symbols)
     }
     for node in graph:
         for value in node.outputs:
             shapes = [trial.get(value.name or "") for trial in trials]
-            if all(shape is not None for shape in shapes):
-                _set_sizes(value, [shape for shape in shapes if shape is not None], own)
+            if all(shape is not None for shape in shapes[:_SURE]):
+                _set_sizes(value, shapes, own)
 
 
 def _input_symbols(graph: ir.Graph) -> list[str]:
@@ -90,19 +96,38 @@ def _shapes_at(model: ir.Model, sizes: dict[str, int]) -> dict[str, Sizes]:
     return shapes
 
 
-def _set_sizes(value: ir.Value, shapes: list[Sizes], own: dict[tuple[int, ...], str]) -> None:
+def _set_sizes(
+    value: ir.Value, shapes: list[Sizes | None], own: dict[str, tuple[int, ...]]
+) -> None:
     """Give a value the shape that the trials show."""
-    ranks = {len(shape) for shape in shapes}
-    if len(ranks) != 1:
+    found = [shape for shape in shapes if shape is not None]
+    if len({len(shape) for shape in found}) != 1:
         return
-    known = [None] * len(shapes[0]) if value.shape is None else dims(value)
-    merged: Sizes = []
-    for axis, before in enumerate(known):
-        found = tuple(size for shape in shapes if isinstance(size := shape[axis], int))
-        if isinstance(before, int) or len(found) < len(shapes):
-            merged.append(before)
-        elif len(set(found)) == 1:
-            merged.append(found[0])
-        else:
-            merged.append(own.get(found, f"size_{'_'.join(map(str, found))}"))
-    value.shape = ir.Shape(merged)
+    known = [None] * len(found[0]) if value.shape is None else dims(value)
+    value.shape = ir.Shape(
+        [
+            before if isinstance(before, int) else _size(before, _along(axis, shapes), own)
+            for axis, before in enumerate(known)
+        ]
+    )
+
+
+def _along(axis: int, shapes: list[Sizes | None]) -> list[int | None]:
+    """The sizes of an axis in each trial; None where a trial has no sensible one."""
+    sizes = [None if shape is None else shape[axis] for shape in shapes]
+    return [size if isinstance(size, int) and size > 0 else None for size in sizes]
+
+
+def _size(
+    before: int | str | None, trials: list[int | None], own: dict[str, tuple[int, ...]]
+) -> int | str | None:
+    """The number, symbol or name for a size that was this in each trial."""
+    if None in trials[:_SURE]:
+        return before
+    seen = [size for size in trials if size is not None]
+    for symbol, sizes in own.items():
+        if all(size in (None, expected) for size, expected in zip(trials, sizes, strict=True)):
+            return symbol
+    if len(set(seen)) == 1:
+        return seen[0]
+    return f"size_{'_'.join(str(size) if size else 'x' for size in trials)}"

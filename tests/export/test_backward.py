@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import onnx
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper, parser
 
@@ -31,6 +31,12 @@ ALLOWED = {
     *("Add", "Cast", "Concat", "Conv", "ConvTranspose", "Div", "Expand", "Gather", "Gemm"),
     *("Greater", "Identity", "MatMul", "Mul", "Neg", "Pad", "ReduceProd", "ReduceSum", "Reshape"),
     *("Resize", "Shape", "Slice", "Squeeze", "Sub", "Transpose", "Unsqueeze", "Where"),
+    *("Abs", "And", "Clip", "Cos", "Cosh", "Equal", "Erf", "Exp", "Less", "Log", "Not", "Or"),
+    *("ArgMax", "AveragePool", "DepthToSpace", "Max", "MaxPool", "Min", "Range", "SpaceToDepth"),
+    *("Pow", "Sigmoid", "Sign", "Sin", "Sinh", "Softplus", "Sqrt", "Sum", "Tanh"),
+    *("AveragePool", "CumSum", "Einsum", "ReduceMean", "Trilu"),
+    *("GatherElements", "GatherND", "Max", "Min", "Range", "ReverseSequence", "ScatterElements"),
+    *("ScatterND", "Size"),
 }
 
 
@@ -192,10 +198,10 @@ def test_gradients_are_made_of_ops_that_engines_have() -> None:
 
 # Each reads x of shape (N, 3) and writes y.
 FINE = {
-    "an op without rule that nothing needs": "a = Sin (x)\n b = Softmax (a)\n y = Relu (x)",
+    "an op without rule that nothing needs": "a = Mod <fmod = 1> (x, x)\n y = Relu (x)",
     "an op without rule, then ArgMax": """
         one = Constant <value_ints = [1]> ()
-        a = Sin (x)
+        a = Mod <fmod = 1> (x, x)
         i = ArgMax <axis = 1> (a)
         f = Cast <to = 11> (i)
         y = Mul (x, f)
@@ -230,6 +236,12 @@ FINE = {
             then_branch = yes () => (double[3] u) { u = Neg (k) },
             else_branch = no () => (double[3] v) { v = Sin (k) }>
         y = Mul (x, b)
+    """,
+    "If on a constant": """
+        no = Constant <value = bool {0}> ()
+        y = If (no) <
+            then_branch = a () => (double[N,3] u) { u = Sin (x) },
+            else_branch = b () => (double[N,3] v) { w = Mul (x, x)  v = Neg (w) }>
     """,
     "If on x that nothing needs": """
         c = Constant <value = bool {1}> ()
@@ -429,8 +441,11 @@ PRELUDE = """
     yes = Constant <value = bool {1}> ()
     two = Constant <value_int = 2> ()
     channels = Constant <value_ints = [0, 2, 3]> ()
+    axis = Constant <value_ints = [1]> ()
+    last = Constant <value_ints = [-1]> ()
+    far = Constant <value_ints = [0, 3, 0, 0]> ()
 """
-IN_RULES = "express it in these ops: Add, "
+IN_RULES = "has no gradient rule for its op"
 EVALUATION = "export the network in evaluation mode"
 IMAGE = "double[N,1,6,6] x"
 BRANCHES = (
@@ -439,12 +454,18 @@ BRANCHES = (
 )
 
 REFUSED = [
-    Refused("no rule", "Sin", IN_RULES, "[culprit] y = Sin (x)"),
+    Refused("no rule", "Mod", IN_RULES, "[culprit] y = Mod <fmod = 1> (x, ones)"),
     Refused(
-        "no rule, in the middle", "Softmax", IN_RULES, "[culprit] a = Softmax (x)\n y = Neg (a)"
+        "no rule, in the middle",
+        "Mod",
+        IN_RULES,
+        "[culprit] a = Mod <fmod = 1> (x, ones)\n y = Neg (a)",
     ),
     Refused(
-        "no rule, beside a good path", "Exp", IN_RULES, "[culprit] a = Exp (x)\n y = Add (a, x)"
+        "no rule, beside a good path",
+        "Mod",
+        IN_RULES,
+        "[culprit] a = Mod <fmod = 1> (x, ones)\n y = Add (a, x)",
     ),
     Refused("foreign domain", "mine::Op", IN_RULES, "[culprit] y = mine.Op (x)", y="double[N,3] y"),
     Refused(
@@ -472,13 +493,15 @@ REFUSED = [
         "If whose branches use x",
         "If",
         IN_RULES,
-        f"[culprit] y = If (yes) <{BRANCHES.format('Neg')}>",
+        f"m = ReduceSum <keepdims = 0> (x)\n c = Greater (m, half)\n"
+        f"[culprit] y = If (c) <{BRANCHES.format('Neg')}>",
     ),
     Refused(
         "If whose branches use x, beside a good path",
         "If",
         IN_RULES,
-        f"[culprit] a = If (yes) <{BRANCHES.format('Identity')}>\n y = Add (a, x)",
+        f"m = ReduceSum <keepdims = 0> (x)\n c = Greater (m, half)\n"
+        f"[culprit] a = If (c) <{BRANCHES.format('Identity')}>\n y = Add (a, x)",
     ),
     Refused(
         "Loop over x",
@@ -495,27 +518,6 @@ REFUSED = [
         y="double[N,3] y",
     ),
     Refused(
-        "auto_pad",
-        "Conv",
-        "export with explicit pads",
-        '[culprit] y = Conv <auto_pad = "SAME_UPPER"> (x, k)',
-        IMAGE,
-    ),
-    Refused(
-        "auto_pad of a pool",
-        "AveragePool",
-        "export with explicit pads",
-        '[culprit] y = AveragePool <kernel_shape = [2, 2], auto_pad = "SAME_LOWER"> (x)',
-        IMAGE,
-    ),
-    Refused(
-        "stride and dilation",
-        "Conv",
-        "use one of the two",
-        "[culprit] y = Conv <strides = [2, 2], dilations = [2, 2]> (x, k)",
-        IMAGE,
-    ),
-    Refused(
         "weight depends on x",
         "Conv",
         "make the weight a constant",
@@ -530,32 +532,82 @@ REFUSED = [
         "double[1] x",
     ),
     Refused(
-        "ceil_mode",
-        "AveragePool",
-        "export with ceil_mode off",
-        "[culprit] y = AveragePool <kernel_shape = [2, 2], strides = [2, 2], ceil_mode = 1> (x)",
+        "weight of a transposed convolution depends on x",
+        "ConvTranspose",
+        "make the weight a constant",
+        "[culprit] y = ConvTranspose (x, x)",
+        "double[3,3,2,2] x",
+    ),
+    Refused(
+        "output_shape of an image of any size",
+        "ConvTranspose",
+        "use pads and output_padding",
+        "[culprit] y = ConvTranspose <strides = [2, 2], output_shape = [6, 6]> (x, k)",
+        "double[N,1,H,W] x",
+    ),
+    Refused(
+        "output_shape that no window reaches",
+        "ConvTranspose",
+        "use pads and output_padding",
+        "[culprit] y = ConvTranspose <output_shape = [9, 9]> (x, k)",
         IMAGE,
     ),
     Refused(
-        "padding left out of the mean",
-        "AveragePool",
-        "use count_include_pad=1",
-        "[culprit] y = AveragePool <kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (x)",
+        "auto_pad and output_padding",
+        "ConvTranspose",
+        "without auto_pad",
+        '[culprit] y = ConvTranspose <strides = [2, 2], auto_pad = "SAME_UPPER", '
+        "output_padding = [1, 0]> (x, k)",
         IMAGE,
     ),
     Refused(
-        "dilated pool",
-        "AveragePool",
-        "use a depthwise convolution",
-        "[culprit] y = AveragePool <kernel_shape = [2, 2], dilations = [2, 2]> (x)",
-        IMAGE,
+        "a window that starts in the padding",
+        "MaxPool",
+        "convert the model to opset 22",
+        "[culprit] y = MaxPool <kernel_shape = [2, 2], strides = [3, 3], pads = [1, 1, 1, 1], "
+        "ceil_mode = 1> (x)",
+        "double[N,1,5,5] x",
     ),
     Refused(
         "any number of channels",
-        "AveragePool",
+        "MaxPool",
         "export with fixed channels",
-        "[culprit] y = AveragePool <kernel_shape = [2, 2]> (x)",
+        "[culprit] y = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (x)",
         "double[N,C,6,6] x",
+    ),
+    Refused(
+        "any number of channels in blocks",
+        "DepthToSpace",
+        "export with fixed channels",
+        '[culprit] y = DepthToSpace <blocksize = 2, mode = "CRD"> (x)',
+        "double[N,C,6,6] x",
+    ),
+    Refused(
+        "linear upsampling to any size",
+        "Resize",
+        "export the network for images of a fixed size",
+        "by = Constant <value = float[4] {1, 1, 2, 2}> ()\n"
+        '[culprit] y = Resize <mode = "linear"> (x, , by)',
+        "double[N,1,H,W] x",
+    ),
+    Refused(
+        "corners aligned between cells",
+        "Resize",
+        "give sizes in place of scales",
+        "by = Constant <value = float[4] {1, 1, 1.4, 1}> ()\n"
+        '[culprit] y = Resize <mode = "linear", '
+        'coordinate_transformation_mode = "align_corners"> (x, , by)',
+        IMAGE,
+    ),
+    Refused(
+        "upsampling of a region of interest",
+        "Resize",
+        "crop with Slice",
+        "by = Constant <value = float[4] {1, 1, 2, 2}> ()\n"
+        "region = Constant <value = float[8] {0, 0, 0, 0, 1, 1, 1, 1}> ()\n"
+        '[culprit] y = Resize <coordinate_transformation_mode = "tf_crop_and_resize"> '
+        "(x, region, by)",
+        IMAGE,
     ),
     Refused(
         "normalization in training mode",
@@ -570,19 +622,65 @@ REFUSED = [
         EVALUATION,
         "[culprit] y = Dropout (x, half, yes)",
     ),
-    Refused("vector on the right", "MatMul", "two axes", "[culprit] y = MatMul (x, ones)"),
     Refused(
-        "vector on the left",
-        "MatMul",
-        "two axes",
-        "[culprit] y = MatMul (ones, x)",
-        "double[3,N] x",
+        "a diagonal",
+        "Einsum",
+        "instead of taking the diagonal",
+        '[culprit] y = Einsum <equation = "ii->i"> (x)',
+        "double[3,3] x",
     ),
     Refused(
-        "joined along an axis of any size",
-        "Concat",
-        "fix that size",
-        "[culprit] y = Concat <axis = 0> (x, x)",
+        "no cells to normalize over",
+        "InstanceNormalization",
+        "three axes or more",
+        "[culprit] y = InstanceNormalization (x, ones, ones)",
+    ),
+    Refused(
+        "steps known at run time only",
+        "Slice",
+        "make that input a constant",
+        "m = ReduceSum <keepdims = 0> (x)\n i = Cast <to = 7> (m)\n s = Reshape (i, axis)\n"
+        "[culprit] y = Slice (x, axis, axis, axis, s)",
+    ),
+    Refused(
+        "pads reflected, by what is known at run time only",
+        "Pad",
+        "use constant pads",
+        "s = Shape (x)\n p = Concat <axis = 0> (s, s)\n"
+        '[culprit] y = Pad <mode = "reflect"> (x, p)',
+    ),
+    Refused(
+        "pads reflected twice",
+        "Pad",
+        "pad by less",
+        '[culprit] y = Pad <mode = "reflect"> (x, far)',
+    ),
+    Refused(
+        "pads with what depends on x",
+        "Pad",
+        "make that input a constant",
+        "m = ReduceSum <keepdims = 0> (x)\n [culprit] y = Pad (x, far, m)",
+    ),
+    Refused(
+        "scatters with a product",
+        "ScatterElements",
+        "use 'none' or 'add'",
+        'i = ArgMax <axis = 1> (x)\n u = ReduceSum (x, axis)\n'
+        '[culprit] y = ScatterElements <axis = 1, reduction = "mul"> (x, i, u)',
+    ),
+    Refused(
+        "scatters slices with a maximum",
+        "ScatterND",
+        "use 'none' or 'add'",
+        'i = ArgMax <axis = 1> (x)\n u = Gather (x, axis)\n'
+        '[culprit] y = ScatterND <reduction = "max"> (x, i, x)',
+    ),
+    Refused(
+        "a condition known at run time only",
+        "Compress",
+        "make it a constant",
+        "c = Greater (x, half)\n f = Reshape (c, last)\n [culprit] y = Compress (x, f)",
+        y="double[M] y",
     ),
     Refused(
         "axes known at run time only",
@@ -706,49 +804,81 @@ def test_broken_models(model: onnx.ModelProto) -> None:
 # --- convolutions and pools of any geometry -----------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Axis:
+    """The geometry along one axis."""
+
+    kernel: int
+    stride: int
+    dilation: int
+    before: int
+    after: int
+    extra: int
+    size: int
+
+
 @st.composite
 def geometries(draw: st.DrawFn, op: str) -> Case:
-    """One Conv or AveragePool, of fixed or dynamic sizes."""
+    """One convolution or pool, of fixed or dynamic sizes."""
     rank = draw(st.sampled_from([1, 2, 2, 3]))
-    strided = draw(st.booleans())
-    axes = [draw(one_axis(op, strided, 8 if rank < 3 else 4)) for _ in range(rank)]
-    kernel, strides, dilations, before, after, sizes = map(list, zip(*axes, strict=True))
+    same = ["SAME_UPPER", "SAME_LOWER"]
+    auto_pad = draw(st.sampled_from(["NOTSET", "NOTSET", "VALID", *same]))
+    axes = [draw(one_axis(op, auto_pad, 8 if rank < 3 else 4)) for _ in range(rank)]
+    kernel, strides, dilations, before, after, extra, sizes = (
+        [getattr(axis, each.name) for axis in axes] for each in fields(Axis)
+    )
     if op == "AveragePool" and draw(st.booleans()):  # windows that tile the image
-        strides, before, after = kernel, [0] * rank, [0] * rank
+        strides, before, after, dilations = kernel, [0] * rank, [0] * rank, [1] * rank
         sizes = [max(size, k) for size, k in zip(sizes, kernel, strict=True)]
     group, inputs, outputs = (draw(st.integers(1, 3)) for _ in range(3))
     names = [draw(st.sampled_from([size, f"D{axis}"])) for axis, size in enumerate(sizes)]
     at = {"N": draw(st.integers(1, 2))}
     at |= {f"D{axis}": size for axis, size in enumerate(sizes)}
-    attributes = f"strides = {strides}, dilations = {dilations}, pads = {before + after}"
+    pads = f"pads = {before + after}" if auto_pad == "NOTSET" else f'auto_pad = "{auto_pad}"'
+    attributes = f"strides = {strides}, dilations = {dilations}, {pads}"
     shape = ("N", group * inputs, *names)
-    if op == "AveragePool":
-        text = f"y = AveragePool <kernel_shape = {kernel}, count_include_pad = 1, {attributes}> (x)"
-        return Case(op, "", shape, text, at=(at,))
-    constants = {"w": (group * outputs, inputs, *kernel), "b": (group * outputs,)}
-    return Case(
-        op, "", shape, f"y = Conv <group = {group}, {attributes}> (x, w, b)", constants, (at,)
-    )
+    if op.endswith("Pool"):
+        attributes += f", kernel_shape = {kernel}"
+        if auto_pad == "NOTSET":
+            attributes += f", ceil_mode = {draw(st.integers(0, 1))}"
+        if op == "AveragePool":
+            attributes += f", count_include_pad = {draw(st.integers(0, 1))}"
+        return Case(op, "", shape, f"y = {op} <{attributes}> (x)", at=(at,), opset=22)
+    if op == "ConvTranspose":
+        attributes += f", output_padding = {extra}"
+        constants = {"w": (group * inputs, outputs, *kernel), "b": (group * outputs,)}
+    else:
+        constants = {"w": (group * outputs, inputs, *kernel), "b": (group * outputs,)}
+    text = f"y = {op} <group = {group}, {attributes}> (x, w, b)"
+    return Case(op, "", shape, text, constants, (at,))
 
 
 @st.composite
-def one_axis(draw: st.DrawFn, op: str, strided: bool, largest: int) -> tuple[int, ...]:
-    """Kernel, stride, dilation, pads before and after, and a size with room for one window."""
-    kernel = draw(st.integers(1, 4))
-    stride = draw(st.integers(1, 4)) if strided else 1
-    dilation = 1 if strided or op == "AveragePool" else draw(st.integers(1, 3))
-    pads = st.integers(0, kernel - 1 if op == "AveragePool" else 5)
-    before, after = draw(pads), draw(pads)
-    least = max(1, dilation * (kernel - 1) + 1 - before - after)
+def one_axis(draw: st.DrawFn, op: str, auto_pad: str, largest: int) -> Axis:
+    """Kernel, stride, dilation and pads, and a size with room for one window (or one output)."""
+    kernel, stride, dilation = (draw(st.integers(1, most)) for most in (4, 4, 3))
+    reach = dilation * (kernel - 1)
+    pads = st.integers(0, kernel - 1 if op.endswith("Pool") else 5)
+    before, after = (draw(pads), draw(pads)) if auto_pad == "NOTSET" else (0, 0)
+    extra = 0 if auto_pad.startswith("SAME") else draw(st.integers(0, stride - 1))
+    if op == "ConvTranspose":
+        if auto_pad.startswith("SAME"):  # no larger than what the windows reach
+            stride = min(stride, reach + 1)
+        least = 1 + max(0, -(-(before + after - reach - extra) // stride))
+    else:
+        least = 1 if auto_pad.startswith("SAME") else max(1, reach + 1 - before - after)
     size = draw(st.integers(least, max(least, largest)))
-    return kernel, stride, dilation, before, after, size
+    return Axis(kernel, stride, dilation, before, after, extra, size)
 
 
-@pytest.mark.parametrize("op", ["Conv", "AveragePool"])
+@pytest.mark.parametrize("op", ["Conv", "ConvTranspose", "AveragePool", "MaxPool"])
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
-def test_gradient_of_an_affine_op_is_exact(op: str, data: st.DataObject) -> None:
-    """y is affine in x, so <seed, y(x + v) - y(x)> = <input_gradient, v>, whatever v."""
+def test_gradient_of_a_convolution_or_pool_is_exact(op: str, data: st.DataObject) -> None:
+    """y is affine in x, so <seed, y(x + v) - y(x)> = <input_gradient, v>, whatever v.
+
+    A maximum is affine only between the places where another cell becomes the largest.
+    """
     case = data.draw(geometries(op))
     model = build(case)
     extended = input_gradient(model)
@@ -756,12 +886,17 @@ def test_gradient_of_an_affine_op_is_exact(op: str, data: st.DataObject) -> None
     rng = random_for(case.text)
     shape = tuple(size if isinstance(size, int) else case.at[0][size] for size in case.shape)
     x, v = away_from_zero(rng, shape), away_from_zero(rng, shape)
+    if op == "MaxPool":
+        v *= 1e-7
     before, after = (evaluator(model).run(["y"], {"x": at})[0] for at in (x, x + v))
+    assume(np.isfinite(before).all())  # no window holds nothing but padding
     seed = rng.standard_normal(before.shape)
     (found,) = evaluator(extended).run(["input_gradient"], {"x": x, "seed": seed})
     assert found.shape == x.shape
     change = seed * (after - before)
-    assert abs(change.sum() - np.sum(found * v)) <= 1e-9 * max(np.abs(change).sum(), 1e-3)
+    scale = 1e-6 if op == "MaxPool" else 1e-9
+    least = 1e-3 * np.abs(v).max()
+    assert abs(change.sum() - np.sum(found * v)) <= scale * max(np.abs(change).sum(), least)
 
 
 def test_one_graph_serves_every_size() -> None:

@@ -82,3 +82,43 @@ def sizes_of(e: Emitter, value: ir.Value, axes: Sequence[int] | None = None) -> 
     if axes is None:
         return shape
     return e.op("Gather", shape, e.integers(chosen, "axes"), axis=0)
+
+
+def widened(e: Emitter, *values: ir.Value) -> tuple[ir.Value, ...]:
+    """Return float values in one type of 32 bits or more, in which `e` computes from here on."""
+    types = {e.dtype, *(value.dtype for value in values)}
+    wide = ir.DataType.DOUBLE if ir.DataType.DOUBLE in types else ir.DataType.FLOAT
+    had, e.dtype = e.dtype, wide
+    return tuple(
+        value if (value.dtype or had) == wide else e.op("Cast", value, to=int(wide))
+        for value in values
+    )
+
+
+def narrowed(e: Emitter, value: ir.Value, like: ir.Value) -> ir.Value:
+    """Return what was computed from `widened` values in the type of another value."""
+    if like.dtype is None or like.dtype == e.dtype:
+        return value
+    return e.op("Cast", value, to=int(like.dtype))
+
+
+def summed_to(e: Emitter, dx: ir.Value, have: Sequence[int | str | None], x: ir.Value) -> ir.Value:
+    """Sum dx, of the sizes `have`, over the leading axes that x lacks and those it was repeated on.
+
+    Where it is not known whether an axis was repeated, it is taken not to be: a Reshape to the
+    shape of x then makes the graph fail at run time, rather than give a wrong gradient.
+    """
+    want = dims(x)
+    extra = len(have) - len(want)
+    axes = list(range(extra))
+    sure = True
+    for axis, (size, own) in enumerate(zip(have[extra:], want, strict=True), start=extra):
+        if own == 1 and size != 1:
+            axes.append(axis)
+        elif own is None or own != size:
+            sure = False
+    if axes:
+        dx = e.op("ReduceSum", dx, e.integers(axes, "axes"), keepdims=1)
+    if extra:
+        dx = e.op("Squeeze", dx, e.integers(range(extra), "axes"))
+    return dx if sure else e.op("Reshape", dx, e.op("Shape", x))

@@ -6,7 +6,16 @@ import numpy as np
 import onnx_ir as ir
 
 from odin_export.emit import Emitter, constant_value, dims
-from odin_export.rules.common import Gradients, operand, optional_operand, refused, type_of
+from odin_export.rules.common import (
+    Gradients,
+    narrowed,
+    operand,
+    optional_operand,
+    refused,
+    sizes_of,
+    type_of,
+    widened,
+)
 
 
 def identity(e: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
@@ -22,6 +31,20 @@ def dropout(e: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
     return [dy, None, None][: len(node.inputs)]
 
 
+def cast_like(e: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
+    """y = x in the type of another value; dx = dy in the type of x.
+
+    Of that other value nothing but the type matters: its gradient, should it depend on the image,
+    is 0.
+    """
+    target = operand(node, 1)
+    unmoved = None
+    if e.wants(target):
+        zero = e.constant(np.zeros((), type_of(node, target).numpy()), "zero")
+        unmoved = e.op("Expand", zero, sizes_of(e, target))
+    return [*cast(e, node, dy), unmoved]
+
+
 def neg(e: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
     """y = -x; dx = -dy."""
     return [e.op("Neg", dy)]
@@ -30,13 +53,6 @@ def neg(e: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
 def cast(e: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
     """y = x in another floating type; dx = dy in the type of x."""
     return [e.op("Cast", dy, to=int(type_of(node, operand(node, 0))))]
-
-
-def relu(e: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
-    """y = max(x, 0); dx = dy where y > 0, else 0. At x = 0 the gradient is 0, as in PyTorch."""
-    zero = e.floats(0, "zero")
-    positive = e.op("Greater", node.outputs[0], zero)
-    return [e.op("Where", positive, dy, zero)]
 
 
 def add(e: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
@@ -67,21 +83,31 @@ def div(e: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
 
 
 def batch_normalization(e: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
-    """y = s (x - m) / sqrt(v + eps) + b with constant s, b, m, v; dx = dy s / sqrt(v + eps).
+    """y = s (x - m) / sqrt(v + eps) + b with s, b, m, v that no image changes.
 
-    Inference mode (Ioffe and Szegedy, 2015, algorithm 2): the statistics do not depend on x.
+    dx = dy s / sqrt(v + eps). Inference mode (Ioffe and Szegedy, 2015, algorithm 2). The factor is
+    a constant where s and v are, and computed at run time where the graph computes them.
     """
-    scale, variance = (constant_value(node.inputs[i]) for i in (1, 4))
-    training = node.attributes.get_int("training_mode", 0) == 1
-    changing = any(e.wants(value) for value in node.inputs[1:])
-    if scale is None or variance is None or changing or training:
+    # Until opset 13 it is the number of outputs that tells training mode.
+    training = node.attributes.get_int("training_mode", 0) == 1 or len(node.outputs) > 1
+    if training or any(e.wants(value) for value in node.inputs[1:]):
         raise refused(
             node,
             "its statistics, scale or bias are not constants",
             "export the network in evaluation mode",
         )
+    return [e.op("Mul", dy, _scale_of_channels(e, node)), None, None, None, None]
+
+
+def _scale_of_channels(e: Emitter, node: ir.Node) -> ir.Value:
+    """s / sqrt(v + eps), in a shape that broadcasts with x."""
     epsilon = node.attributes.get_float("epsilon", 1e-5)
-    factor = scale.astype(np.float64) / np.sqrt(variance.astype(np.float64) + epsilon)
-    spatial = len(dims(operand(node, 0))) - 2
-    dx = e.op("Mul", dy, e.floats(factor.reshape(-1, *[1] * spatial), f"{node.name}_factor"))
-    return [dx, None, None, None, None]
+    columns = [-1, *[1] * (len(dims(operand(node, 0))) - 2)]
+    scale, variance = (constant_value(node.inputs[index]) for index in (1, 4))
+    if scale is not None and variance is not None:
+        factor = scale.astype(np.float64) / np.sqrt(variance.astype(np.float64) + epsilon)
+        return e.floats(factor.reshape(columns), f"{node.name}_factor")
+    s, v = widened(e, operand(node, 1), operand(node, 4))  # they may be of other types than x
+    ratio = e.op("Div", s, e.op("Sqrt", e.op("Add", v, e.floats(epsilon))))
+    columns_of_ratio = e.op("Reshape", ratio, e.integers(columns, "shape"))
+    return narrowed(e, columns_of_ratio, operand(node, 0))

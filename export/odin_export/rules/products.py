@@ -1,11 +1,11 @@
-"""Rules of matrix products."""
+"""Rules of matrix products, and of triangles of matrices."""
 
 from __future__ import annotations
 
 import onnx_ir as ir
 
 from odin_export.emit import Emitter, dims
-from odin_export.rules.common import Gradients, operand, own_copy, refused
+from odin_export.rules.common import Gradients, operand, own_copy, summed_to
 
 
 def gemm(e: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
@@ -33,15 +33,35 @@ def gemm(e: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
 
 
 def matmul(e: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
-    """y = A B over the last two axes; dA = dy B^T, dB = A^T dy; leading axes broadcast."""
+    """y = A B over the last two axes; dA = dy B^T, dB = A^T dy; leading axes broadcast.
+
+    A vector counts as a matrix of one row on the left and of one column on the right.
+    """
     a, b = operand(node, 0), operand(node, 1)
-    for value in (a, b):
-        if len(dims(value)) < 2:
-            raise refused(node, "an operand is a vector", "give both operands two axes or more")
-    return [
-        e.op("MatMul", dy, _swap_last(e, b)) if e.wants(a) else None,
-        e.op("MatMul", _swap_last(e, a), dy) if e.wants(b) else None,
-    ]
+    row, column = len(dims(a)) == 1, len(dims(b)) == 1
+    if column:
+        dy = e.op("Unsqueeze", dy, e.integers([-1], "axes"))
+    if row:
+        dy = e.op("Unsqueeze", dy, e.integers([-2], "axes"))
+    batch = dims(node.outputs[0])[: len(dims(node.outputs[0])) - 2 + row + column]
+    grads: Gradients = [None, None]
+    if e.wants(a):
+        transposed = e.op("Unsqueeze", b, e.integers([0], "axes")) if column else _swap_last(e, b)
+        da = e.op("MatMul", dy, transposed)
+        grads[0] = summed_to(e, da, [*batch, *([1] if row else []), *dims(a)[-2:]], a)
+    if e.wants(b):
+        transposed = e.op("Unsqueeze", a, e.integers([1], "axes")) if row else _swap_last(e, a)
+        db = e.op("MatMul", transposed, dy)
+        if column:
+            db = e.op("Squeeze", db, e.integers([-1], "axes"))
+        grads[1] = summed_to(e, db, [*batch, *dims(b)[-2:]], b)
+    return grads
+
+
+def trilu(e: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
+    """y = the upper (lower) triangle of each matrix, from diagonal k on; dx = that of dy."""
+    upper = node.attributes.get_int("upper", 1)
+    return [e.op("Trilu", dy, *node.inputs[1:], upper=upper), None][: len(node.inputs)]
 
 
 def _swap_last(e: Emitter, value: ir.Value) -> ir.Value:

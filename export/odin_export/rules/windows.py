@@ -1,207 +1,351 @@
-"""Rules of convolution and pooling: ops that slide a window over the image."""
+"""Windows that slide over an image: their geometry, and what convolutions and pools share.
+
+Along an axis, window i covers the cells i * stride + t * dilation - before, for t in 0 ... k - 1
+(the taps). With t * dilation - before = q * stride + r, tap t of window i is the cell of residue r
+(modulo the stride) and number i + q: within one residue a tap is a mere shift. So cells are
+handled residue by residue, as whole images of size / stride cells, and interleaved at the end.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
 
 from odin_export.emit import Emitter, dims
-from odin_export.rules.common import Gradients, operand, own_copy, refused
+from odin_export.rules.common import refused, sizes_of
+
+Sizes = Sequence[int | str | None]
+# A size or a number of cells: known, or a vector of one element computed at run time.
+Count = int | ir.Value
+LARGEST = np.iinfo(np.int64).max
 
 
 class Window:
-    """Kernel, strides, dilations and pads of a convolution or pooling, spelled out."""
+    """Kernel, strides, dilations and pads of a convolution or pool, spelled out.
+
+    Attributes:
+        pads: as ONNX orders them: before each axis, then after each axis.
+        same: the auto_pad of the axes whose pads depend on sizes known at run time only, whose
+            pads are then 0 here; "" if there is no such axis.
+    """
 
     def __init__(
-        self, kernel: list[int], strides: list[int], dilations: list[int], pads: list[int]
+        self,
+        kernel: Sequence[int],
+        strides: Sequence[int],
+        dilations: Sequence[int],
+        pads: Sequence[int],
+        same: str = "",
     ) -> None:
-        self.kernel, self.strides, self.dilations, self.pads = kernel, strides, dilations, pads
-        self.rank = len(kernel)
+        self.kernel, self.strides, self.dilations = list(kernel), list(strides), list(dilations)
+        self.pads, self.same = list(pads), same
+        self.rank = len(self.kernel)
+        self.before, self.after = self.pads[: self.rank], self.pads[self.rank :]
         # How far a window reaches beyond its first cell.
-        self.reach = [d * (k - 1) for d, k in zip(dilations, kernel, strict=True)]
+        self.reach = [d * (k - 1) for d, k in zip(self.dilations, self.kernel, strict=True)]
+        self.strided = self.strides != [1] * self.rank
+        self.dilated = any(self.reach[axis] > k - 1 for axis, k in enumerate(self.kernel))
 
     @classmethod
-    def of(cls, node: ir.Node, kernel: Sequence[int | str | None] | None) -> Window:
-        if kernel is None or not all(isinstance(size, int) for size in kernel):
+    def of(cls, node: ir.Node, kernel: Sizes, sizes: Sizes) -> Window:
+        """The window of a node, on an image of these spatial sizes."""
+        if not kernel or not all(isinstance(size, int) for size in kernel):
             raise refused(node, "its kernel size is not known", "run shape inference on the model")
-        sizes = [int(size or 0) for size in kernel]
-        rank = len(sizes)
+        rank = len(kernel)
+        window = cls(
+            [int(size or 0) for size in kernel],
+            node.attributes.get_ints("strides", [1] * rank) or [1] * rank,
+            node.attributes.get_ints("dilations", [1] * rank) or [1] * rank,
+            [0] * (2 * rank),
+        )
         auto_pad = node.attributes.get_string("auto_pad", "NOTSET")
-        if auto_pad not in ("NOTSET", "VALID"):
-            raise refused(node, f"auto_pad={auto_pad}", "export with explicit pads")
-        return cls(
-            sizes,
-            list(node.attributes.get_ints("strides", [1] * rank)),
-            list(node.attributes.get_ints("dilations", [1] * rank)),
-            list(node.attributes.get_ints("pads", [0] * (2 * rank))),
+        if auto_pad == "NOTSET":
+            pads = node.attributes.get_ints("pads", window.pads) or window.pads
+            return window._with_pads(pads)
+        return window if auto_pad == "VALID" else window._with_same(auto_pad, sizes)
+
+    def _with_pads(self, pads: Sequence[int], same: str = "") -> Window:
+        return Window(self.kernel, self.strides, self.dilations, pads, same)
+
+    def _with_same(self, auto_pad: str, sizes: Sizes) -> Window:
+        """Pads that give ceil(size / stride) windows, shared equally between both sides."""
+        total, same = [0] * self.rank, ""
+        for axis, (size, stride) in enumerate(zip(sizes, self.strides, strict=True)):
+            if stride == 1:
+                total[axis] = self.reach[axis]
+            elif isinstance(size, int):
+                last = (-(-size // stride) - 1) * stride
+                total[axis] = max(last + self.reach[axis] + 1 - size, 0)
+            else:
+                same = auto_pad
+        if same:  # one vector computed at run time serves all axes
+            return self._with_pads([0] * (2 * self.rank), same)
+        less, more = [t // 2 for t in total], [t - t // 2 for t in total]
+        return self._with_pads(less + more if auto_pad == "SAME_UPPER" else more + less)
+
+    def along(self, axis: int) -> Window:
+        """The window that slides along one axis only."""
+
+        def only(values: Sequence[int], other: int) -> list[int]:
+            return [v if a % self.rank == axis else other for a, v in enumerate(values)]
+
+        return Window(
+            only(self.kernel, 1),
+            only(self.strides, 1),
+            only(self.dilations, 1),
+            only(self.pads, 0),
+            self.same,
         )
 
 
-def conv(e: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
-    """y = W * x (cross-correlation); dx = the transposed convolution of dy with W.
-
-    With stride 1 it is a convolution of dy with W flipped in space and with its channel axes
-    exchanged, padded by dilation (k - 1) - pad: faster than ConvTranspose in most engines.
-    Otherwise it is ConvTranspose with W as it is. W is stored once: the flip is part of the graph,
-    on constants, and engines fold it when they load the graph.
-    """
-    x, weight = operand(node, 0), operand(node, 1)
-    if any(e.wants(value) for value in node.inputs[1:]):
-        raise refused(node, "its weight depends on the image", "make the weight a constant")
-    window = Window.of(node, dims(weight)[2:])
-    if window.strides == [1] * window.rank:
-        return [_conv_stride_1(e, node, dy, window), None, None][: len(node.inputs)]
-    if window.dilations != [1] * window.rank:
-        raise refused(
-            node, "it is strided and dilated, which engines do not transpose", "use one of the two"
-        )
-    group = node.attributes.get_int("group", 1)
-    dx = _conv_transpose(e, dy, own_copy(e, weight), group, window, x)
-    return [dx, None, None][: len(node.inputs)]
+def pads_before(e: Emitter, window: Window, x: ir.Value) -> ir.Value:
+    """The pads before each spatial axis of x, as an int64 vector."""
+    if not window.same:
+        return e.integers(window.before, "before")
+    size = sizes_of(e, x, spatial_axes(window))
+    strides = e.integers(window.strides, "strides")
+    rounded = e.op("Add", size, e.integers([s - 1 for s in window.strides]))
+    covered = e.op("Mul", e.op("Div", rounded, strides), strides)
+    beyond = [far + 1 - s for far, s in zip(window.reach, window.strides, strict=True)]
+    missing = e.op("Sub", e.op("Add", covered, e.integers(beyond)), size)
+    total = e.op("Max", missing, e.integers([0]))
+    half = e.op("Div", total, e.integers([2]))
+    return half if window.same == "SAME_UPPER" else e.op("Sub", total, half)
 
 
-def _conv_stride_1(e: Emitter, node: ir.Node, dy: ir.Value, window: Window) -> ir.Value:
-    group = node.attributes.get_int("group", 1)
-    weight = _flipped(e, _exchanged_channels(e, operand(node, 1), group), window)
-    reach = [d * (k - 1) for d, k in zip(window.dilations, window.kernel, strict=True)]
-    pads = [r - p for r, p in zip(reach * 2, window.pads, strict=True)]
-    if any(pad < 0 for pad in pads):  # the forward pass padded by more than the kernel's reach
-        dy = _cropped(e, dy, [max(-pad, 0) for pad in pads])
-        pads = [max(pad, 0) for pad in pads]
-    return e.op(
-        "Conv",
-        dy,
-        weight,
-        group=group,
-        kernel_shape=window.kernel,
-        dilations=window.dilations,
-        pads=pads,
-    )
+def spatial_axes(window: Window) -> list[int]:
+    return list(range(2, 2 + window.rank))
 
 
-def _exchanged_channels(e: Emitter, weight: ir.Value, group: int) -> ir.Value:
-    """(O, I/g, k...) -> (I, O/g, k...), group by group."""
-    out_channels, in_channels, *kernel = (int(dim) for dim in dims(weight) if dim is not None)
-    spatial = list(range(2, 2 + len(kernel)))
-    if group == 1:
-        return e.op("Transpose", weight, perm=[1, 0, *spatial])
-    if in_channels == 1 and out_channels == group:  # depthwise: nothing to exchange
-        return weight
-    grouped = [group, out_channels // group, in_channels, *kernel]
-    split = e.op("Reshape", weight, e.integers(grouped, "shape"))
-    exchanged = e.op("Transpose", split, perm=[0, 2, 1, *[axis + 1 for axis in spatial]])
-    merged = [group * in_channels, out_channels // group, *kernel]
-    return e.op("Reshape", exchanged, e.integers(merged, "shape"))
-
-
-def _flipped(e: Emitter, weight: ir.Value, window: Window) -> ir.Value:
-    axes = [axis + 2 for axis, size in enumerate(window.kernel) if size > 1]
-    if not axes:
-        return weight
-    count = len(axes)
-    return e.op(
-        "Slice",
-        weight,
-        e.integers([-1] * count, "starts"),
-        e.integers([np.iinfo(np.int64).min] * count, "ends"),
-        e.integers(axes, "axes"),
-        e.integers([-1] * count, "steps"),
-    )
-
-
-def average_pool(e: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
-    """y = mean of x over a window of k cells, padding counted; dx = each dy / k spread over its
-    window. Cells that no window covers get 0.
-
-    Windows that tile the image repeat dy / k, which engines do faster than the depthwise
-    transposed convolution that overlapping windows need.
-    """
-    x = operand(node, 0)
-    window = Window.of(node, node.attributes.get_ints("kernel_shape"))
-    if node.attributes.get_int("ceil_mode", 0):
-        raise refused(node, "it has ceil_mode", "export with ceil_mode off")
-    if any(window.pads) and not node.attributes.get_int("count_include_pad", 0):
-        raise refused(node, "it leaves padding out of the mean", "use count_include_pad=1")
-    if window.dilations != [1] * window.rank:
-        raise refused(node, "it is dilated", "use a depthwise convolution instead")
-    channels = dims(x)[1]
-    if not isinstance(channels, int):
-        raise refused(node, "its number of channels is not fixed", "export with fixed channels")
-    cells = np.prod(window.kernel)
-    if window.kernel == window.strides and not any(window.pads) and window.rank == 2:
-        return [_repeated(e, e.op("Mul", dy, e.floats(1 / cells)), window, x)]
-    weight = np.full((channels, 1, *window.kernel), 1 / cells)
-    mean = e.floats(weight, "mean_weight")
-    return [_conv_transpose(e, dy, mean, channels, window, x)]
-
-
-def _repeated(e: Emitter, dy: ir.Value, window: Window, x: ir.Value) -> ir.Value:
-    """Repeat each element over its window, and pad with zeros at the end to x's size."""
-    scales = e.constant(np.array([1, 1, *window.strides], np.float32), "scales")
-    dx = e.op(
-        "Resize",
-        dy,
-        None,
-        scales,
-        mode="nearest",
-        coordinate_transformation_mode="asymmetric",
-        nearest_mode="floor",
-    )
-    sizes = dims(x)[2:]
-    if all(
-        isinstance(size, int) and size % stride == 0
-        for size, stride in zip(sizes, window.strides, strict=True)
-    ):
-        return dx
-    missing = e.op("Sub", e.op("Shape", x), e.op("Shape", dx))
-    pads = e.op("Concat", e.integers([0] * len(dims(x)), "no_pads"), missing, axis=0)
-    return e.op("Pad", dx, pads, e.floats(0, "zero"))
-
-
-def _conv_transpose(
-    e: Emitter, dy: ir.Value, weight: ir.Value, group: int, window: Window, x: ir.Value
+def fitted(
+    e: Emitter, value: ir.Value, window: Window, x: ir.Value, start: Sequence[int], lengths: Sizes
 ) -> ir.Value:
-    """Spread dy over the windows it came from and give the result x's spatial size.
+    """Cut or pad with zeros the spatial axes of `value` to those of x.
 
-    A size S leads to (S + pads - reach - 1) // stride + 1 windows, so `output_padding` restores
-    what the division dropped. Where S is not known before run time the most that can have been
-    dropped, stride - 1, is restored and the excess cut off.
+    Args:
+        value: of these spatial lengths, as far as they are known.
+        window: whose pads, where they are known at run time only, are cut off too.
+        x: what has the sizes wanted.
+        start: the cell of each axis that becomes the first.
+        lengths: of `value`.
     """
     sizes = dims(x)[2:]
-    lost = [
-        (size + before + after - reach - 1) % stride if isinstance(size, int) else stride - 1
-        for size, before, after, reach, stride in zip(
-            sizes,
-            window.pads[: window.rank],
-            window.pads[window.rank :],
-            window.reach,
-            window.strides,
-            strict=True,
-        )
+    known = [
+        size + first - length
+        for size, first, length in zip(sizes, start, lengths, strict=True)
+        if isinstance(size, int) and isinstance(length, int)
     ]
-    dx = e.op(
-        "ConvTranspose",
-        dy,
-        weight,
-        group=group,
-        kernel_shape=window.kernel,
-        strides=window.strides,
-        pads=window.pads,
-        output_padding=lost,
+    if len(known) == window.rank and not window.same:
+        return padded(e, value, [-first for first in start], known, 0.0)
+    first = pads_before(e, window, x) if window.same else e.integers(start)
+    spatial = e.integers(spatial_axes(window), "axes")
+    length = e.op("Gather", e.op("Shape", value), spatial, axis=0)
+    end = e.op("Sub", e.op("Add", sizes_of(e, x, spatial_axes(window)), first), length)
+    none = e.integers([0, 0], "no_pads")
+    pads = e.op("Concat", none, e.op("Neg", first), none, end, axis=0)
+    return e.op("Pad", value, pads, e.floats(0, "zero"))
+
+
+def cut(e: Emitter, value: ir.Value, window: Window, x: ir.Value) -> ir.Value:
+    """Cut the spatial axes of `value`, which are long enough, to those of x, at run time.
+
+    Pads that are known at run time only are cut off as well.
+    """
+    axes = spatial_axes(window)
+    first = pads_before(e, window, x) if window.same else e.integers([0] * window.rank, "starts")
+    size = sizes_of(e, x, axes)
+    end = e.op("Add", size, first) if window.same else size
+    return e.op("Slice", value, first, end, e.integers(axes, "axes"))
+
+
+def padded(
+    e: Emitter, value: ir.Value, before: Sequence[int], after: Sequence[int], fill: float
+) -> ir.Value:
+    """Pad the spatial axes; a negative pad cuts off."""
+    if not any(before) and not any(after):
+        return value
+    return e.op("Pad", value, e.integers([0, 0, *before, 0, 0, *after], "pads"), e.floats(fill))
+
+
+def joined(e: Emitter, counts: Sequence[Count]) -> ir.Value:
+    """One int64 vector of sizes, of which some may be computed at run time."""
+    if all(isinstance(count, int) for count in counts):
+        return e.integers([count for count in counts if isinstance(count, int)], "sizes")
+    parts = [e.integers([count]) if isinstance(count, int) else count for count in counts]
+    return e.op("Concat", *parts, axis=0)
+
+
+def count_along(e: Emitter, value: ir.Value, axis: int, extra: int = 0, factor: int = 1) -> Count:
+    """(size + extra) * factor, of one axis of a value of the forward graph."""
+    size = dims(value)[axis]
+    if isinstance(size, int):
+        return (size + extra) * factor
+    count = sizes_of(e, value, [axis])
+    if extra:
+        count = e.op("Add", count, e.integers([extra]))
+    return count if factor == 1 else e.op("Mul", count, e.integers([factor]))
+
+
+def known(counts: Sequence[Count]) -> list[int | None]:
+    return [count if isinstance(count, int) else None for count in counts]
+
+
+# --- strides: residues, apart and interleaved ---------------------------------------------------
+
+
+def with_gaps(e: Emitter, dy: ir.Value, y: ir.Value, strides: Sequence[int]) -> ir.Value:
+    """Put stride - 1 zeros behind each cell of dy, which has the sizes of y."""
+    rank = len(strides)
+    apart = e.op("Unsqueeze", dy, e.integers([3 + 2 * axis for axis in range(rank)], "axes"))
+    after = [gap for stride in strides for gap in (0, stride - 1)]
+    stuffed = padded(e, apart, [0] * (2 * rank), after, 0.0)
+    counts = [count_along(e, y, 2 + a, factor=stride) for a, stride in enumerate(strides)]
+    return e.op("Reshape", stuffed, joined(e, [0, 0, *counts]))
+
+
+def separated(
+    e: Emitter, value: ir.Value, strides: Sequence[int], channels: Count, counts: Sequence[Count]
+) -> ir.Value:
+    """(N, C, M1 s1, ...) -> (N, s1 ... sr C, M1, ...): cells of one residue side by side."""
+    rank = len(strides)
+    if rank == 2 and strides[0] == strides[1]:
+        return e.op("SpaceToDepth", value, blocksize=strides[0])
+    split = [item for pair in zip(counts, strides, strict=True) for item in pair]
+    apart = e.op("Reshape", value, joined(e, [0, 0, *split]))
+    cells, residues = [2 + 2 * a for a in range(rank)], [3 + 2 * a for a in range(rank)]
+    ordered = e.op("Transpose", apart, perm=[0, *residues, 1, *cells])
+    together = math.prod(strides)
+    blocks = (
+        together * channels
+        if isinstance(channels, int)
+        else e.op("Mul", channels, e.integers([together]))
     )
-    cut = [axis + 2 for axis, size in enumerate(sizes) if not isinstance(size, int)]
-    cut = [axis for axis in cut if window.strides[axis - 2] > 1]
-    if not cut:
-        return dx
-    ends = e.op("Gather", e.op("Shape", x), e.integers(cut, "axes"), axis=0)
-    return e.op("Slice", dx, e.integers([0] * len(cut), "starts"), ends, e.integers(cut, "axes"))
+    return e.op("Reshape", ordered, joined(e, [0, blocks, *counts]))
 
 
-def _cropped(e: Emitter, value: ir.Value, crop: Sequence[int]) -> ir.Value:
-    """Cut off cells at the start and at the end of each spatial axis; crop as ONNX orders pads."""
-    rank = len(crop) // 2
-    ends = [-cut if cut else np.iinfo(np.int64).max for cut in crop[rank:]]
-    axes = [axis + 2 for axis in range(rank)]
-    return e.op("Slice", value, *(e.integers(part, "bounds") for part in (crop[:rank], ends, axes)))
+def interleaved(
+    e: Emitter,
+    residues: Sequence[ir.Value],
+    strides: Sequence[int],
+    channels: Count,
+    counts: Sequence[Count],
+) -> ir.Value:
+    """The inverse of `separated`, of images (N, C, M1, ...) for each residue, last axis fastest."""
+    rank = len(strides)
+    if len(residues) == 1:
+        return residues[0]
+    together = e.op("Concat", *residues, axis=1)
+    if rank == 2 and strides[0] == strides[1]:
+        return e.op("DepthToSpace", together, blocksize=strides[0], mode="DCR")
+    apart = e.op("Reshape", together, joined(e, [0, *strides, channels, *counts]))
+    pairs = [axis for a in range(rank) for axis in (2 + rank + a, 1 + a)]
+    ordered = e.op("Transpose", apart, perm=[0, 1 + rank, *pairs])
+    return e.op("Reshape", ordered, joined(e, [0, 0, *_merged(e, counts, strides)]))
+
+
+def _merged(e: Emitter, counts: Sequence[Count], strides: Sequence[int]) -> list[Count]:
+    return [
+        count * stride
+        if isinstance(count, int)
+        else e.op("Mul", count, e.integers([stride], "stride"))
+        for count, stride in zip(counts, strides, strict=True)
+    ]
+
+
+Taps = dict[tuple[int, ...], ir.Value]
+
+
+def placed(e: Emitter, taps: Taps, window: Window, x: ir.Value, y: ir.Value) -> ir.Value:
+    """Add up what each tap of each window gives to the cell of x that it stands on.
+
+    Args:
+        taps: for each tap, one number along each axis, what it gives, in the shape of y.
+        window: that slides over x.
+        x: the image, whose shape the result has.
+        y: what the windows lead to.
+    """
+    for axis in reversed(range(window.rank)):
+        shifts = _shifts(window, axis, y)
+        lines: dict[tuple[int, ...], dict[int, ir.Value]] = {}
+        for tap, value in taps.items():
+            lines.setdefault((*tap[:axis], -1, *tap[axis + 1 :]), {})[tap[axis]] = value
+        taps = {
+            (*line[:axis], residue, *line[axis + 1 :]): total
+            for line, values in lines.items()
+            for residue, total in _by_residue(e, values, shifts, axis, window.rank).items()
+        }
+    return _whole(e, taps, window, x, y)
+
+
+def spread(e: Emitter, dy: ir.Value, window: Window, x: ir.Value, y: ir.Value) -> ir.Value:
+    """Add dy of each window to every cell of x that it covers."""
+    parts: Taps = {(): dy}
+    for axis, taps in enumerate(window.kernel):
+        shifts = _shifts(window, axis, y)
+        parts = {
+            (*residues, residue): total
+            for residues, value in parts.items()
+            for residue, total in _by_residue(
+                e, dict.fromkeys(range(taps), value), shifts, axis, window.rank
+            ).items()
+        }
+    return _whole(e, parts, window, x, y)
+
+
+def _lift(window: Window, axis: int, y: ir.Value) -> int:
+    """How many strides the shifts along an axis are raised by, to be cut off in the end.
+
+    A negative shift cuts off windows at the start, in one go with the padding, as long as some
+    window is sure to be left.
+    """
+    count = dims(y)[2 + axis]
+    least = -(window.before[axis] // -window.strides[axis])  # of a shift, negated
+    return least if least > (count - 1 if isinstance(count, int) else 1) else 0
+
+
+def _shifts(window: Window, axis: int, y: ir.Value) -> list[tuple[int, int]]:
+    """For each tap, its shift q (raised by the lift) and its residue r."""
+    stride, lift = window.strides[axis], _lift(window, axis, y)
+    first = lift * stride - window.before[axis]
+    return [
+        divmod(tap * window.dilations[axis] + first, stride) for tap in range(window.kernel[axis])
+    ]
+
+
+def _by_residue(
+    e: Emitter, taps: dict[int, ir.Value], shifts: list[tuple[int, int]], axis: int, rank: int
+) -> dict[int, ir.Value]:
+    """Add up the taps of one axis that stand on cells of the same residue, shifted."""
+    furthest = max(q for q, _ in shifts)
+    totals: dict[int, ir.Value] = {}
+    for tap, value in taps.items():
+        q, residue = shifts[tap]
+        before, after = [0] * rank, [0] * rank
+        before[axis], after[axis] = q, furthest - q
+        moved = padded(e, value, before, after, 0.0)
+        totals[residue] = e.op("Add", totals[residue], moved) if residue in totals else moved
+    return totals
+
+
+def _whole(e: Emitter, parts: Taps, window: Window, x: ir.Value, y: ir.Value) -> ir.Value:
+    """Interleave the images of all residues, with zeros for those that no tap stands on."""
+    counts = [
+        count_along(e, y, 2 + axis, extra=max(q for q, _ in _shifts(window, axis, y)))
+        for axis in range(window.rank)
+    ]
+    residues = list(np.ndindex(*window.strides))
+    some = next(iter(parts.values()))
+    if len(parts) < len(residues):
+        empty = e.op("Expand", e.floats(0, "zero"), e.op("Shape", some))
+        parts = {residue: parts.get(residue, empty) for residue in residues}
+    values = [parts[residue] for residue in residues]
+    dx = interleaved(e, values, window.strides, count_along(e, x, 1), counts)
+    lengths = [
+        count * stride if isinstance(count, int) else None
+        for count, stride in zip(counts, window.strides, strict=True)
+    ]
+    start = [_lift(window, axis, y) * stride for axis, stride in enumerate(window.strides)]
+    return fitted(e, dx, window, x, start, lengths)

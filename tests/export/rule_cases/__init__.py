@@ -6,11 +6,19 @@ or as arrays. `CASES` has several for each rule, `COMPOSITES` has graphs of seve
 """
 
 from export.rule_cases import (
+    activations,
     convolutions,
+    einsum,
     elementwise,
+    extrema,
+    indexing,
     moves,
+    normalizations,
+    pools,
     products,
     reductions,
+    resize,
+    slicing,
 )
 from export.rule_cases.case import (
     Case,
@@ -35,8 +43,16 @@ __all__ = [
 
 CASES = [
     *elementwise.CASES,
+    *activations.CASES,
+    *extrema.CASES,
     *products.CASES,
     *convolutions.CASES,
+    *pools.CASES,
+    *resize.CASES,
     *reductions.CASES,
+    *normalizations.CASES,
+    *einsum.CASES,
     *moves.CASES,
+    *slicing.CASES,
+    *indexing.CASES,
 ]

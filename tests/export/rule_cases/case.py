@@ -44,6 +44,8 @@ class Case:
         opset: of the model.
         between: the range of x; None takes numbers of either sign away from zero.
         empty: whether the op takes an empty batch, N = 0.
+        rtx: why TensorRT refuses the op itself; "" if it takes it.
+        y: the shape of y, where ONNX's shape inference does not find it.
     """
 
     op: str
@@ -58,6 +60,8 @@ class Case:
     opset: int = 20
     between: tuple[float, float] | None = None
     empty: bool = True
+    rtx: str = ""
+    y: tuple[int | str, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.op or 'graph'}: {self.what}"
@@ -78,7 +82,8 @@ def build(case: Case, dtype: str = "double", opset: int | None = None) -> onnx.M
     sizes = f"[{', '.join(map(str, case.shape))}]" if case.shape else ""
     model = parser.parse_model(
         f'<ir_version: 10, opset_import: ["" : {opset or case.opset}]>\n'
-        f"network ({dtype}{sizes} x) => ({dtype}[] y) {{\n{case.text}\n}}"
+        f"network ({dtype}{sizes} x) => ({dtype}[{', '.join(map(str, case.y))}] y) "
+        f"{{\n{case.text}\n}}"
     )
     rng = random_for(str(case))
     floats = {"double": np.float64, "float": np.float32, "float16": np.float16}[dtype]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from export.rule_cases.case import ANY_IMAGE, IMAGE, ONE_AND_THREE, SMALL, Case, Constant, Sizes
 
+ONE: tuple[Sizes, ...] = ({"N": 2},)
+
 
 def conv(
     what: str,
@@ -132,4 +134,216 @@ CONVOLUTIONS = [
     ),
 ]
 
-CASES = CONVOLUTIONS
+CONVOLUTIONS += [
+    conv(
+        "strided and dilated",
+        ("N", 2, 7, 6),
+        "strides = [2, 2], dilations = [2, 2], pads = [1, 1, 1, 1]",
+        (3, 2, 3, 2),
+        bias=True,
+    ),
+    conv(
+        "stride and dilation 2 3, groups, asymmetric",
+        ("N", 4, 8, 7),
+        "group = 2, strides = [2, 3], dilations = [3, 2], pads = [0, 2, 1, 0]",
+        (6, 2, 2, 3),
+    ),
+    conv(
+        "strided along one axis, dilated along the other",
+        ("N", 1, 6, 6),
+        "strides = [2, 1], dilations = [1, 2]",
+        (2, 1, 2, 2),
+    ),
+    conv(
+        "strided and dilated, pads beyond",
+        ("N", 1, 4, 5),
+        "strides = [2, 2], dilations = [2, 2], pads = [3, 4, 4, 3]",
+        (2, 1, 2, 2),
+    ),
+    conv("strided, dilated kernel 1", IMAGE, "strides = [2, 2], dilations = [2, 2]", (3, 2, 1, 1)),
+    conv(
+        "strided and dilated, 1-D",
+        ("N", 2, 9),
+        "strides = [3], dilations = [2], pads = [1, 0]",
+        (3, 2, 3),
+    ),
+    conv(
+        "strided and dilated, 3-D",
+        ("N", 1, 4, 3, 4),
+        "strides = [2, 1, 2], dilations = [2, 1, 1]",
+        (2, 1, 2, 2, 2),
+    ),
+    conv(
+        "strided and dilated, dynamic",
+        ANY_IMAGE,
+        "strides = [2, 3], dilations = [2, 2], pads = [1, 1, 0, 1]",
+        (3, 2, 2, 2),
+        at=SMALL,
+    ),
+    conv(
+        "strided and dilated, dynamic width",
+        ("N", 2, 5, "W"),
+        "strides = [2, 2], dilations = [2, 2], pads = [1, 1, 1, 1]",
+        (3, 2, 2, 2),
+        at=({"N": 1, "W": 4}, {"N": 3, "W": 5}),
+    ),
+    *(
+        conv(f"auto_pad {same}{what}", shape, f'auto_pad = "{same}"{attributes}', weight, at=at)
+        for same in ("SAME_UPPER", "SAME_LOWER")
+        for what, shape, attributes, weight, at in (
+            ("", IMAGE, "", (3, 2, 3, 3), ONE_AND_THREE),
+            (", kernel 2", IMAGE, "", (3, 2, 2, 2), ONE_AND_THREE),
+            (", stride 2", IMAGE, ", strides = [2, 2]", (3, 2, 3, 2), ONE_AND_THREE),
+            (", kernel 1, stride 2", IMAGE, ", strides = [2, 2]", (3, 2, 1, 1), ONE_AND_THREE),
+            (", dilation 2", IMAGE, ", dilations = [2, 2]", (3, 2, 2, 3), ONE_AND_THREE),
+            (
+                ", stride and dilation 2",
+                IMAGE,
+                ", strides = [2, 2], dilations = [2, 2]",
+                (3, 2, 3, 2),
+                ONE_AND_THREE,
+            ),
+            (", 1-D, stride 3", ("N", 2, 7), ", strides = [3]", (3, 2, 4), ONE_AND_THREE),
+            (", 3-D, stride 2", ("N", 1, 3, 4, 2), ", strides = [2, 2, 2]", (2, 1, 3, 2, 2), ONE),
+            (", dynamic", ANY_IMAGE, "", (3, 2, 3, 2), SMALL),
+            (", dynamic, stride 2", ANY_IMAGE, ", strides = [2, 2]", (3, 2, 3, 4), SMALL),
+            (", dynamic, stride 3 2", ANY_IMAGE, ", strides = [3, 2]", (3, 2, 1, 2), SMALL),
+            (
+                ", dynamic, stride and dilation",
+                ANY_IMAGE,
+                ", strides = [2, 1], dilations = [2, 1]",
+                (3, 2, 2, 3),
+                SMALL,
+            ),
+            (
+                ", dynamic width, stride 2",
+                ("N", 2, 5, "W"),
+                ", strides = [2, 2]",
+                (3, 2, 3, 3),
+                ({"N": 1, "W": 4}, {"N": 3, "W": 5}),
+            ),
+        )
+    ),
+    Case(
+        "Conv",
+        "the weight is computed and reshaped from constants",
+        ("N", 4, 5, 4),
+        "s = Mul (w, f)\n t = Reshape (s, shape)\n"
+        "y = Conv <strides = [2, 2], kernel_shape = [2, 3]> (x, t)",
+        {"w": (3, 24), "f": (3, 1), "shape": [3, 4, -1, 3]},
+    ),
+    Case(
+        "Conv",
+        "the weight is computed, 2 groups",
+        ("N", 4, 4, 3),
+        "s = Mul (w, f)\n y = Conv <group = 2> (x, s)",
+        {"w": (6, 2, 2, 2), "f": (1, 1, 2, 1)},
+    ),
+    Case(
+        "Conv",
+        "opset 13",
+        IMAGE,
+        "y = Conv <strides = [2, 1]> (x, w)",
+        {"w": (3, 2, 3, 3)},
+        opset=13,
+    ),
+    Case(
+        "Conv",
+        "opset 22",
+        IMAGE,
+        "y = Conv <strides = [2, 1]> (x, w)",
+        {"w": (3, 2, 3, 3)},
+        opset=22,
+    ),
+]
+
+
+def transposed(
+    what: str,
+    shape: tuple[int | str, ...],
+    attributes: str,
+    weight: tuple[int, ...],
+    bias: bool = False,
+    at: tuple[Sizes, ...] = ONE_AND_THREE,
+    opset: int = 20,
+    rtx: str = "",
+) -> Case:
+    """A case of one ConvTranspose, of one group if it has a bias."""
+    constants: dict[str, Constant] = {"w": weight, "b": (weight[1],)} if bias else {"w": weight}
+    text = f"y = ConvTranspose <{attributes}> (x, w{', b' if bias else ''})"
+    return Case("ConvTranspose", what, shape, text, constants, at, opset=opset, rtx=rtx)
+
+
+TRANSPOSED = [
+    transposed("1-D", ("N", 2, 4), "group = 1", (2, 3, 3)),
+    transposed("1-D, stride 2", ("N", 2, 4), "strides = [2]", (2, 3, 3), bias=True),
+    transposed("kernel 3", ("N", 2, 3, 4), "group = 1", (2, 3, 3, 3), bias=True),
+    transposed("kernel 2, stride 2", ("N", 2, 3, 2), "strides = [2, 2]", (2, 3, 2, 2)),
+    transposed(
+        "kernel 4, stride 2, pads 1",
+        ("N", 2, 3, 2),
+        "strides = [2, 2], pads = [1, 1, 1, 1]",
+        (2, 3, 4, 4),
+    ),
+    transposed(
+        "output padding",
+        ("N", 2, 3, 2),
+        "strides = [2, 3], pads = [1, 0, 0, 1], output_padding = [1, 2]",
+        (2, 3, 3, 3),
+    ),
+    transposed("stride larger than the kernel", ("N", 2, 3, 2), "strides = [3, 2]", (2, 3, 2, 1)),
+    transposed("dilated", ("N", 2, 4, 3), "dilations = [2, 3], pads = [1, 2, 0, 1]", (2, 3, 2, 2)),
+    transposed(
+        "strided and dilated",
+        ("N", 2, 3, 3),
+        "strides = [2, 2], dilations = [2, 2]",
+        (2, 3, 3, 2),
+        rtx="it has no strided and dilated ConvTranspose",
+    ),
+    transposed(
+        "output padding beyond the stride",
+        ("N", 2, 3, 3),
+        "strides = [2, 1], dilations = [3, 3], pads = [1, 0, 1, 1], output_padding = [2, 1]",
+        (2, 3, 2, 3),
+        rtx="it has no strided and dilated ConvTranspose",
+    ),
+    transposed("2 groups", ("N", 4, 3, 2), "group = 2, strides = [2, 1]", (4, 3, 3, 2)),
+    transposed("depthwise", ("N", 3, 3, 2), "group = 3, strides = [2, 2]", (3, 1, 2, 2)),
+    transposed("pads beyond the reach", ("N", 2, 5, 5), "pads = [2, 3, 3, 2]", (2, 3, 2, 2)),
+    transposed("square weight", ("N", 3, 3, 3), "strides = [2, 2]", (3, 3, 3, 3)),
+    transposed("3-D", ("N", 1, 2, 3, 2), "strides = [2, 1, 2]", (1, 2, 2, 2, 3), bias=True),
+    transposed(
+        "output_shape",
+        ("N", 2, 3, 3),
+        "strides = [2, 2], output_shape = [6, 5]",
+        (2, 3, 3, 4),
+    ),
+    transposed(
+        "output_shape, auto_pad SAME_UPPER",
+        ("N", 2, 3, 3),
+        'strides = [2, 2], output_shape = [6, 5], auto_pad = "SAME_UPPER"',
+        (2, 3, 3, 4),
+    ),
+    *(
+        transposed(f"auto_pad {same}{what}", shape, f'auto_pad = "{same}"{more}', weight, at=at)
+        for same in ("SAME_UPPER", "SAME_LOWER", "VALID")
+        for what, shape, more, weight, at in (
+            (", stride 2", ("N", 2, 3, 2), ", strides = [2, 2]", (2, 3, 3, 4), ONE_AND_THREE),
+            (", dynamic", ANY_IMAGE, ", strides = [2, 2]", (2, 3, 3, 2), SMALL),
+        )
+    ),
+    transposed(
+        "dynamic", ANY_IMAGE, "strides = [2, 2], pads = [1, 0, 0, 1]", (2, 3, 3, 3), at=SMALL
+    ),
+    transposed("opset 13", ("N", 2, 3, 2), "strides = [2, 2]", (2, 3, 2, 2), opset=13),
+    transposed("opset 22", ("N", 2, 3, 2), "strides = [2, 2]", (2, 3, 2, 2), opset=22),
+    Case(
+        "ConvTranspose",
+        "of a convolution with the same weight",
+        ("N", 2, 5, 5),
+        "a = Conv <strides = [2, 2]> (x, w)\n y = ConvTranspose <strides = [2, 2]> (a, w)",
+        {"w": (3, 2, 3, 3)},
+    ),
+]
+
+CASES = [*CONVOLUTIONS, *TRANSPOSED]

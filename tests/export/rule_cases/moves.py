@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from export.rule_cases.case import ANY_IMAGE, FIXED, ONE_AND_THREE, SMALL, Case, Sizes
 
 
@@ -93,6 +95,142 @@ MOVES = [
 MOVES += [
     Case("Flatten", f"axis {axis}", ("N", 2, 3), f"y = Flatten <axis = {axis}> (x)")
     for axis in (0, 1, 2, 3, -1, -2)
+]
+
+SQUARES: tuple[Sizes, ...] = ({"N": 1, "H": 2, "W": 3}, {"N": 3, "H": 3, "W": 1})
+
+MOVES += [
+    Case(
+        "Reshape",
+        "to sizes computed at run time",
+        ANY_IMAGE,
+        "s = Shape (x)\n r = Gather (s, t)\n y = Reshape (x, r)",
+        {"t": [2, 0, 3, 1]},
+        SMALL,
+        empty=False,
+    ),
+    Case(
+        "Reshape",
+        "windows of a dynamic batch, as in Swin",
+        ("N", 4, 6, 2),
+        "a = Reshape (x, s)\n b = Transpose <perm = [0, 1, 3, 2, 4, 5]> (a)\n"
+        "c = Reshape (b, t)\n y = Mul (c, w)",
+        {"s": [-1, 2, 2, 3, 2, 2], "t": [-1, 4, 2], "w": (4, 2)},
+    ),
+    Case("Reshape", "of one number", ("N", 1), "y = Reshape (x, t)", {"t": [-1]}),
+    Case("Reshape", "opset 13", ANY_IMAGE, "y = Reshape (x, t)", {"t": [-1, 2]}, SMALL, opset=13),
+    Case(
+        "Flatten",
+        "dynamic sizes in front, empty batch last",
+        ("H", "N"),
+        "y = Flatten <axis = 0> (x)",
+        at=({"N": 1, "H": 2}, {"N": 3, "H": 4}),
+    ),
+    Case(
+        "Squeeze",
+        "axes left out, dynamic sizes",
+        ("N", 1, "H"),
+        "a = Squeeze (x)\n y = Reshape (a, t)",
+        {"t": [-1]},
+        at=({"N": 2, "H": 2}, {"N": 3, "H": 4}),
+    ),
+    Case(
+        "Concat",
+        "along the batch",
+        ("N", 3),
+        "a = Neg (x)\n y = Concat <axis = 0> (a, x, a)",
+    ),
+    Case(
+        "Concat",
+        "unknown sizes between known ones",
+        (2, 2, "H"),
+        "a = Relu (x)\n y = Concat <axis = 2> (c, x, d, a, c)",
+        {"c": (2, 2, 1), "d": (2, 2, 2)},
+        at=({"H": 2}, {"H": 5}),
+    ),
+    Case(
+        "Concat",
+        "one unknown size, itself last",
+        (2, 2, "H"),
+        "y = Concat <axis = -1> (c, d, x)",
+        {"c": (2, 2, 1), "d": (2, 2, 2)},
+        at=({"H": 2}, {"H": 5}),
+    ),
+    Case(
+        "Concat",
+        "the class token of a vision transformer",
+        ("N", 2, 3),
+        "s = Shape <end = 1> (x)\n t = Concat <axis = 0> (s, one, three)\n c = Expand (v, t)\n"
+        "a = Concat <axis = 1> (c, x)\n y = Gather <axis = 1> (a, first)",
+        {"one": [1], "three": [3], "v": (1, 1, 3), "first": np.array(1)},
+    ),
+    Case("Expand", "new axes in front", ("N", 3), "y = Expand (x, t)", {"t": [2, 1, 1]}),
+    Case("Expand", "an axis of size 1", ("N", 1, 3), "y = Expand (x, t)", {"t": [1, 2, 1]}),
+    Case("Expand", "nothing", ("N", 3), "y = Expand (x, t)", {"t": [1, 3]}),
+    Case("Expand", "several axes", (1, 3, 1), "y = Expand (x, t)", {"t": [2, 2, 1, 4]}, FIXED),
+    Case("Expand", "one number", (), "y = Expand (x, t)", {"t": [2, 2]}, FIXED),
+    Case(
+        "Expand",
+        "to sizes known at run time only",
+        ("N", 1, 1, "W"),
+        "s = Shape (x)\n r = Gather (s, t)\n y = Expand (x, r)",
+        {"t": [0, 3, 3, 3]},
+        ({"N": 1, "W": 2}, {"N": 2, "W": 3}),
+    ),
+    Case(
+        "Expand",
+        "the batch, opset 13",
+        (1, 3),
+        "s = Shape (x)\n r = Add (s, t)\n y = Expand (x, r)",
+        {"t": [2, 0]},
+        FIXED,
+        opset=13,
+    ),
+    Case("Tile", "one axis", ("N", 3), "y = Tile (x, r)", {"r": [1, 2]}),
+    Case("Tile", "the batch", ("N", 3), "y = Tile (x, r)", {"r": [3, 1]}),
+    Case("Tile", "nothing", ("N", 3), "y = Tile (x, r)", {"r": [1, 1]}),
+    Case("Tile", "axes of size 1", ("N", 1, 3, 1), "y = Tile (x, r)", {"r": [1, 2, 2, 3]}),
+    Case("Tile", "dynamic sizes", ANY_IMAGE, "y = Tile (x, r)", {"r": [1, 1, 2, 3]}, SQUARES),
+    Case(
+        "Tile",
+        "as often as there are columns",
+        ("N", 2, 1, "W"),
+        "s = Shape (x)\n r = Gather (s, t)\n y = Tile (x, r)",
+        {"t": [3, 1, 3, 1]},
+        ({"N": 1, "W": 2}, {"N": 2, "W": 3}),
+    ),
+    Case(
+        "Tile",
+        "opset 13, an axis of size 1 as often as there are images",
+        ("N", 1),
+        "s = Shape (x)\n r = Gather (s, t)\n y = Tile (x, r)",
+        {"t": [1, 0]},
+        opset=13,
+    ),
+    Case(
+        "ReverseSequence",
+        "constant lengths",
+        (4, 3, 2),
+        "y = ReverseSequence (x, l)",
+        {"l": [1, 4, 3]},
+        FIXED,
+    ),
+    Case(
+        "ReverseSequence",
+        "batch first",
+        (2, 4),
+        "y = ReverseSequence <batch_axis = 0, time_axis = 1> (x, l)",
+        {"l": [2, 4]},
+        FIXED,
+    ),
+    Case(
+        "ReverseSequence",
+        "lengths of a dynamic batch",
+        ("N", 4),
+        "s = Shape <end = 1> (x)\n l = Expand (k, s)\n"
+        "y = ReverseSequence <batch_axis = 0, time_axis = 1> (x, l)",
+        {"k": [3]},
+    ),
 ]
 
 CASES = MOVES

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from itertools import product
 
-from export.rule_cases.case import FIXED, Case
+import numpy as np
 
+from export.rule_cases.case import FIXED, ONE_AND_THREE, Case
+
+LENGTHS = ({"N": 1, "T": 3}, {"N": 3, "T": 1}, {"N": 2, "T": 4})
 GEMM_SHAPES = {0: ("N", 3), 1: (3, "N")}
 
 PRODUCTS = [
@@ -107,4 +110,82 @@ PRODUCTS += [
     ),
 ]
 
-CASES = PRODUCTS
+VECTOR = "TensorRT takes no vector times several matrices"
+
+
+def matmul(
+    what: str,
+    shape: tuple[int | str, ...],
+    call: str,
+    constant: tuple[int, ...],
+    opset: int = 20,
+    rtx: str = "",
+) -> Case:
+    """A case of one MatMul of x and a constant w."""
+    at = LENGTHS if "T" in shape else ONE_AND_THREE if "N" in shape else FIXED
+    return Case(
+        "MatMul", what, shape, f"y = MatMul ({call})", {"w": constant}, at, opset=opset, rtx=rtx
+    )
+
+
+PRODUCTS += [
+    matmul("matrix x times vector", ("N", 3), "x, w", (3,)),
+    matmul("matrix x times vector, opset 13", ("N", 3), "x, w", (3,), 13),
+    matmul("matrices x times vector", ("N", 2, 3), "x, w", (3,)),
+    matmul("vector times matrix x", (3, "N"), "w, x", (3,)),
+    matmul("vector times matrices x", ("N", 3, 2), "w, x", (3,)),
+    matmul("vector times matrices x, dynamic", ("N", 3, "T"), "w, x", (3,)),
+    matmul("vector x times matrix", (3,), "x, w", (3, 4)),
+    matmul("vector x times square matrix", (3,), "x, w", (3, 3)),
+    matmul("vector x times matrices", (3,), "x, w", (2, 3, 4), rtx=VECTOR),
+    matmul("vector x times many matrices", (3,), "x, w", (2, 2, 3, 4), rtx=VECTOR),
+    matmul("matrix times vector x", (3,), "w, x", (4, 3)),
+    matmul("matrices times vector x", (3,), "w, x", (2, 4, 3)),
+    matmul("many matrices times vector x", (3,), "w, x", (2, 2, 4, 3)),
+    matmul("vector x times vector", (3,), "x, w", (3,)),
+    matmul("vector times vector x", (3,), "w, x", (3,)),
+    matmul("vectors of size 1", (1,), "w, x", (1,)),
+    matmul("dynamic vector x times itself", ("N",), "x, x", (1,)),
+    matmul("x lacks two axes, right", (3, "N"), "w, x", (2, 2, 1, 3)),
+    matmul("x has two axes more", ("N", 2, 1, 3), "x, w", (3, 4)),
+    matmul("each lacks what the other has", ("N", 1, 2, 3), "x, w", (4, 3, 2)),
+    matmul("x is repeated along two axes", (1, 1, 2, 3), "x, w", (2, 4, 3, 2)),
+    Case(
+        "MatMul",
+        "both depend on x, ranks differ",
+        ("N", 2, 3),
+        "m = ReduceSum <keepdims = 0> (x, first)\n t = Transpose (m)\n y = MatMul (x, t)",
+        {"first": [0]},
+    ),
+    Case(
+        "MatMul",
+        "a matrix and a vector that depend on x",
+        ("N", 2, 3),
+        "v = ReduceSum <keepdims = 0> (x, others)\n y = MatMul (x, v)",
+        {"others": [0, 1]},
+    ),
+]
+
+TRIANGLES = [
+    Case(
+        "Trilu",
+        f"{what}, {'upper' if upper else 'lower'}",
+        shape,
+        f"y = Trilu <upper = {upper}> ({'x' if k is None else 'x, k'})",
+        {} if k is None else {"k": np.array(k)},
+        at,
+        opset=opset,
+    )
+    for upper in (0, 1)
+    for what, shape, k, at, opset in (
+        ("k left out", ("N", 3, 4), None, ONE_AND_THREE, 14),
+        ("k = 1", ("N", 2, 4, 3), 1, ONE_AND_THREE, 20),
+        ("k = -2", ("N", 4, 3), -2, ONE_AND_THREE, 20),
+        ("beyond the corner", ("N", 2, 2), 5, ONE_AND_THREE, 20),
+        ("dynamic", ("N", "T"), 0, LENGTHS, 20),
+        ("one column", ("N", 3, 1), 0, ONE_AND_THREE, 20),
+    )
+]
+TRIANGLES.append(Case("Trilu", "no attributes", ("N", 3, 3), "y = Trilu (x)", opset=14))
+
+CASES = [*PRODUCTS, *TRIANGLES]

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from export.rule_cases.case import ANY_IMAGE, ONE_AND_THREE, SMALL, Case, Sizes
+from itertools import product
+
+import numpy as np
+
+from export.rule_cases.case import ANY_IMAGE, FIXED, IMAGE, ONE_AND_THREE, SMALL, Case, Sizes
 
 
 def pool(
@@ -113,4 +117,118 @@ REDUCTIONS += [
     for op in ("ReduceMean", "ReduceSum")
 ]
 
-CASES = [*POOLING, *REDUCTIONS]
+REDUCTIONS += [
+    Case(
+        op,
+        "axes computed from constants",
+        ("N", 2, 3),
+        f"t = Sub (a, b)\n y = {op} <keepdims = 0> (x, t)",
+        {"a": [2], "b": [1]},
+        y=("N", 3),
+    )
+    for op in ("ReduceMean", "ReduceSum")
+]
+
+# The others: the range of x at which an op is smooth, and the shapes to try.
+RANGES: dict[str, tuple[float, float] | None] = {
+    "ReduceMax": None,
+    "ReduceMin": None,
+    "ReduceL1": None,
+    "ReduceL2": None,
+    "ReduceSumSquare": None,
+    "ReduceLogSum": (0.5, 1.5),
+    "ReduceLogSumExp": (-3.0, 3.0),
+    "ReduceProd": None,
+}
+TRIED = (
+    *("spatial axes", "spatial axes dropped", "keepdims left out", "negative axes"),
+    *("unsorted axes dropped", "the batch", "all, axes left out", "all dropped, axes left out"),
+    *("none, axes left out", "none, axes empty", "a dynamic and a fixed axis"),
+)
+OTHERS = [
+    Case(
+        op,
+        what,
+        shape,
+        f"y = {op} {f'<{attributes}>' if attributes else ''} ({'x' if axes is None else 'x, a'})",
+        {} if axes is None else {"a": axes},
+        at,
+        between=between,
+    )
+    for op, between in RANGES.items()
+    for what, shape, axes, attributes, at in REDUCED
+    if what in TRIED
+]
+# Until opset 17 the axes are an attribute; ReduceSum has them as an input since 13.
+OTHERS += [
+    Case(
+        op,
+        f"opset {opset}, {what}",
+        shape,
+        f"y = {op} {attributes} (x)",
+        at=at,
+        opset=opset,
+        between=RANGES.get(op),
+    )
+    for op in ("ReduceMean", *RANGES)
+    for opset, what, shape, attributes, at in (
+        (13, "last axis dropped", ("N", 2, 3), "<axes = [-1], keepdims = 0>", ONE_AND_THREE),
+        (17, "unsorted axes", ("N", 2, 2, 3), "<axes = [-1, 1]>", ONE_AND_THREE),
+        (13, "all dropped", ("N", 3), "<keepdims = 0>", ONE_AND_THREE),
+        (13, "dynamic axes", ANY_IMAGE, "<axes = [2, 3], keepdims = 0>", SMALL),
+    )
+]
+OTHERS += [
+    Case("ReduceSum", "opset 13", ("N", 2, 3), "y = ReduceSum (x, a)", {"a": [1]}, opset=13),
+]
+OTHERS += [
+    Case(
+        op,
+        f"{what}, opset {opset}",
+        shape,
+        f"y = {op} (x)",
+        at=FIXED,
+        opset=opset,
+        between=between,
+        rtx="" if shape else "TensorRT reduces no scalars",
+    )
+    for op, between in (("ReduceMean", None), ("ReduceSum", None), *RANGES.items())
+    for what, shape, opset in (("a scalar", (), 20), ("axes of size 1", (1, 1), 13))
+    if shape or op != "ReduceLogSumExp"  # ONNX's reference crashes
+]
+OTHERS += [
+    Case(
+        "ReduceProd",
+        f"with {zeros}",
+        ("N", 3),
+        "m = Mul (x, mask)\ny = ReduceProd (m, a)",
+        {"mask": mask, "a": [1]},
+    )
+    for zeros, mask in (
+        ("one zero", np.array([1.0, 0.0, 2.0])),
+        ("two zeros", np.array([1.0, 0.0, 0.0])),
+        ("zeros alone", np.zeros(3)),
+    )
+]
+OTHERS += [
+    Case(
+        "CumSum",
+        f"{what}, exclusive={exclusive}, reverse={reverse}",
+        shape,
+        f"y = CumSum <exclusive = {exclusive}, reverse = {reverse}> (x, axis)",
+        {"axis": axis},
+        at,
+        opset=opset,
+    )
+    for exclusive, reverse in product((0, 1), (0, 1))
+    for what, shape, axis, at, opset in (
+        ("last axis", ("N", 2, 3), np.array(-1), ONE_AND_THREE, 13),
+        ("a dynamic axis", ANY_IMAGE, np.array(2, np.int32), SMALL, 20),
+        ("last axis of four", IMAGE, np.array(3), ONE_AND_THREE, 20),
+    )
+]
+OTHERS.append(
+    Case("CumSum", "an axis of size 1", ("N", 1), "y = CumSum (x, axis)", {"axis": np.array(1)})
+)
+
+CASES = [*POOLING, *REDUCTIONS, *OTHERS]
