@@ -112,6 +112,13 @@ def _add_data_options(group: argparse._ArgumentGroup) -> None:
         "without their black border (default: all pixels, as the release does)",
     )
     group.add_argument(
+        "--resize",
+        type=_positive,
+        metavar="N",
+        help="scale images to N x N pixels, bilinearly (default: the size that the network takes, "
+        "if it takes one only)",
+    )
+    group.add_argument(
         "--limit",
         type=_positive,
         metavar="N",
@@ -178,13 +185,14 @@ def _bench(parsed: argparse.Namespace) -> int:
     in_set = datasets.load(in_name, parsed.data, role="in")
     in_set = _cropped(in_set, parsed.crop)
     check_classes(scorer, in_set)
-    out_sets = _out_sets(parsed, scorer, in_set)
+    size = _size(parsed, scorer, in_set)
+    out_sets = _out_sets(parsed, scorer, in_set, size)
     settings = [_setting(parsed, scorer, magnitude_of(out_set.name)) for out_set in out_sets]
     _say(
         f"{bundle.spec.architecture}, weights {bundle.spec.checkpoint}, engine {scorer.engine}, "
         f"{scorer.precision}, {bundle.spec.method}; {in_set.name} from {in_set.source}"
     )
-    evaluation = Evaluation(scorer, in_set, _progress_bar)
+    evaluation = Evaluation(scorer, in_set, _progress_bar, size)
     results: list[Result] = []
     parity: Parity | None = None
     status = 0
@@ -204,7 +212,23 @@ def _bench(parsed: argparse.Namespace) -> int:
     return status
 
 
-def _out_sets(parsed: argparse.Namespace, scorer: Scorer, in_set: Dataset) -> list[Dataset]:
+def _size(parsed: argparse.Namespace, scorer: Scorer, in_set: Dataset) -> tuple[int, int] | None:
+    """Height and width to which images are scaled; None leaves them as they are."""
+    if parsed.resize:
+        return (parsed.resize, parsed.resize)
+    (height, most_height), (width, most_width) = scorer.spec.height, scorer.spec.width
+    if (height, width) != (most_height, most_width) or in_set.images.shape[1:3] == (height, width):
+        return None
+    _say(
+        f"images are scaled to {height}x{width}, the only size that {scorer.spec.model} takes; "
+        "--resize and --crop change that"
+    )
+    return (height, width)
+
+
+def _out_sets(
+    parsed: argparse.Namespace, scorer: Scorer, in_set: Dataset, size: tuple[int, int] | None
+) -> list[Dataset]:
     """Load every out-of-distribution set, so that one that does not fit fails before the work."""
     from odin_bench import datasets
     from odin_runtime.scorer import check_images
@@ -214,7 +238,8 @@ def _out_sets(parsed: argparse.Namespace, scorer: Scorer, in_set: Dataset) -> li
         try:
             out_set = _cropped(datasets.load(name, parsed.data, role="out"), parsed.crop)
             datasets.protocol_split(in_set, out_set, limit=parsed.limit)
-            check_images(out_set.images, scorer.spec)
+            sample = out_set.part(0, 1)
+            check_images((sample.resized(*size) if size else sample).images, scorer.spec)
         except OdinError as error:
             if parsed.out_dataset:
                 raise OdinError(f"--out-dataset {name}: {error}") from None
@@ -340,7 +365,9 @@ def _parity(
         _say(f"parity: not checked, because {error}")
         return None
     split = protocol_split(evaluation.in_set, out_set, limit=min(setting.limit, parsed.parity))
-    sides = [part.images for part in (split.in_set, split.out_set)]
+    size = evaluation.size
+    parts = [part.resized(*size) if size else part for part in (split.in_set, split.out_set)]
+    sides = [part.images for part in parts]
     tuned = (setting.temperature, setting.magnitude)
     count = 2 * sum(len(side) for side in sides)
     progress = _progress_bar(f"parity with PyTorch ({sum(map(len, sides))} images)", count)
@@ -359,7 +386,7 @@ def _print_result(result: Result, bundle: Bundle) -> None:
 
 
 def _print_summary(results: list[Result], scorer: Scorer, parity: Parity | None) -> None:
-    from odin_bench.tables import Row, summary_table
+    from odin_bench.tables import Row, scores_table, summary_table
 
     spec = scorer.spec
     rows = [Row(r.out_dataset, r.n_in, r.n_out, r.magnitude, r.baseline, r.odin) for r in results]
@@ -371,6 +398,9 @@ def _print_summary(results: list[Result], scorer: Scorer, parity: Parity | None)
             f"published for the weights of the ODIN release; these are {spec.checkpoint}",
         )
     )
+    if spec.scores:
+        further = [(r.out_dataset, name, r.scores[name]) for r in results for name in r.scores]
+        print("\n" + scores_table(sorted(further, key=lambda row: spec.scores.index(row[1]))))
     first = results[0]
     if first.accuracy is not None:
         print(f"\naccuracy on {first.in_dataset}: {100 * first.accuracy:.2f} % of {first.n_in}")

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from PIL import Image
 
 from odin_bench import image_files
 from odin_engines.errors import OdinError
@@ -112,6 +113,16 @@ class Dataset:
         top, left = (height - crop) // 2, (width - crop) // 2
         inner = self.images[:, top : top + crop, left : left + crop]
         return replace(self, images=np.ascontiguousarray(inner))
+
+    def resized(self, height: int, width: int) -> Dataset:
+        """Return every image scaled to this size, bilinearly."""
+        if self.images.shape[1:3] == (height, width):
+            return self
+        images = np.empty((len(self), height, width, self.images.shape[3]), np.uint8)
+        for index, image in enumerate(self.images):
+            picture = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
+            images[index] = np.asarray(picture)
+        return replace(self, images=images)
 
 
 @dataclass(frozen=True, eq=False)

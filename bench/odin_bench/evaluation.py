@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from odin_bench.datasets import Dataset, Split, protocol_split
 from odin_bench.metrics import Grid, Metrics, evaluate, reference_grids
@@ -22,6 +22,7 @@ class Result:
         baseline, odin: metrics, as fractions.
         note: which images were scored, in words.
         accuracy: share of the scored in-distribution images classified rightly, if labels exist.
+        scores: metrics of the further scores that the bundle gives, by name.
     """
 
     in_dataset: str
@@ -34,6 +35,7 @@ class Result:
     odin: Metrics
     note: str
     accuracy: float | None
+    scores: dict[str, Metrics] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class Evaluation:
         in_set: the in-distribution set, whole.
         progress: called with a title and a number of images; returns what is called after each
             chunk with its number of images.
+        size: height and width to which images are scaled; None leaves them as they are.
     """
 
     def __init__(
@@ -67,9 +70,11 @@ class Evaluation:
         scorer: Scorer,
         in_set: Dataset,
         progress: Callable[[str, int], Callable[[int], object]],
+        size: tuple[int, int] | None = None,
     ) -> None:
         self.scorer = scorer
         self.in_set = in_set
+        self.size = size
         self._progress = progress
         self._known: dict[tuple[int, float, float], Scores] = {}
 
@@ -101,6 +106,7 @@ class Evaluation:
             evaluate(ins.score, outs.score, setting.protocol, grids[1]),
             split.note,
             None if labels is None else float((ins.label == labels).mean()),
+            {name: evaluate(ins.extra[name], outs.extra[name]) for name in ins.extra},
         )
 
     def _in_scores(self, split: Split, setting: Setting) -> Scores:
@@ -110,12 +116,13 @@ class Evaluation:
         count = len(split.in_set)
         if known is None or len(known) < count:
             self._known[key] = known = self._score(split.in_set, setting)
-        return Scores(known.score[:count], known.baseline[:count], known.label[:count])
+        return known.first(count)
 
     def _score(self, images: Dataset, setting: Setting) -> Scores:
         title = f"{images.name} ({len(images)} images)"
+        pixels = images if self.size is None else images.resized(*self.size)
         return self.scorer.score(
-            images.images,
+            pixels.images,
             temperature=setting.temperature,
             magnitude=setting.magnitude,
             progress=self._progress(title, len(images)),

@@ -101,6 +101,16 @@ def summary_table(
     return f"{table}\n\n[1] {_one_line(weights_note)}" if marked and weights_note else table
 
 
+def scores_table(rows: Sequence[tuple[str, str, Metrics]]) -> str:
+    """Further scores: out-of-distribution set, name of the score, metrics in percent."""
+    cells = [["Out-of-distribution", "Score", *_COLUMNS[3:]]]
+    for out_dataset, name, metrics in rows:
+        values = [metrics.fpr95, metrics.detection_error, metrics.auroc]
+        values += [metrics.aupr_in, metrics.aupr_out]
+        cells.append([display_name(out_dataset), name, *(f"{100 * value:.1f}" for value in values)])
+    return "Further scores, in percent.\n\n" + _aligned(cells)
+
+
 _COLUMNS = (
     "Out-of-distribution",
     "n in/out",

@@ -143,7 +143,11 @@ def _max_logit(e: Emitter, inputs: Inputs) -> ir.Value:
 
 def _energy(e: Emitter, inputs: Inputs) -> ir.Value:
     """log sum_i exp f_i: the negative free energy at T = 1 (Liu et al., NeurIPS 2020, eq. 4)."""
-    return e.reduced("ReduceLogSumExp", inputs.logits, [1], keepdims=False)
+    # Not ReduceLogSumExp, whose axes OpenVINO 2026.4 overlooks before opset 18.
+    largest = e.reduced("ReduceMax", inputs.logits, [1])
+    powers = e.op("Exp", e.op("Sub", inputs.logits, largest))
+    sums = e.op("Log", e.reduced("ReduceSum", powers, [1]))
+    return e.op("Squeeze", e.op("Add", largest, sums), e.integers([1], "axes"))
 
 
 def _entropy(e: Emitter, inputs: Inputs) -> ir.Value:

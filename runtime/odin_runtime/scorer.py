@@ -40,6 +40,11 @@ class Scores:
     def __len__(self) -> int:
         return len(self.score)
 
+    def first(self, count: int) -> Scores:
+        """Those of the first `count` images."""
+        extra = {name: values[:count] for name, values in self.extra.items()}
+        return Scores(self.score[:count], self.baseline[:count], self.label[:count], extra)
+
 
 @dataclass(frozen=True)
 class Scorer:

@@ -646,8 +646,7 @@ REFUSED = [
         "pads reflected, by what is known at run time only",
         "Pad",
         "use constant pads",
-        "s = Shape (x)\n p = Concat <axis = 0> (s, s)\n"
-        '[culprit] y = Pad <mode = "reflect"> (x, p)',
+        's = Shape (x)\n p = Concat <axis = 0> (s, s)\n[culprit] y = Pad <mode = "reflect"> (x, p)',
     ),
     Refused(
         "pads reflected twice",
@@ -665,14 +664,14 @@ REFUSED = [
         "scatters with a product",
         "ScatterElements",
         "use 'none' or 'add'",
-        'i = ArgMax <axis = 1> (x)\n u = ReduceSum (x, axis)\n'
+        "i = ArgMax <axis = 1> (x)\n u = ReduceSum (x, axis)\n"
         '[culprit] y = ScatterElements <axis = 1, reduction = "mul"> (x, i, u)',
     ),
     Refused(
         "scatters slices with a maximum",
         "ScatterND",
         "use 'none' or 'add'",
-        'i = ArgMax <axis = 1> (x)\n u = Gather (x, axis)\n'
+        "i = ArgMax <axis = 1> (x)\n u = Gather (x, axis)\n"
         '[culprit] y = ScatterND <reduction = "max"> (x, i, x)',
     ),
     Refused(

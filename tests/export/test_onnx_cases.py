@@ -8,7 +8,8 @@ is claimed: the evaluator returns what ONNX expects, and the gradient is that of
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
 from typing import Any
@@ -104,7 +105,23 @@ REFUSED = {
 }
 
 # Known faults, by case with wildcards: the test fails as soon as one is repaired.
-FAULTS: dict[str, str] = {}
+FAULTS: dict[str, str] = {
+    "test_affine_grid_2d*": "shapes are lost in the branches of its body",
+    "test_affine_grid_3d_align_corners": "types in the branches of its body are not converted",
+    **dict.fromkeys(
+        (
+            "test_attention_23_boolmask_fullymasked_row_nan_robustness",
+            "test_attention_2[34]_fullymasked_qk_matmul_output_mode3_zero",
+            "test_attention_24_qk_matmul_output_mode3_softmax_precision",
+            "test_attention_4d_causal_nonpad_negative_offset_structural_empty",
+            "test_attention_4d_causal_padded_kv_bf16",
+            "test_attention_causal_boolmask_nan_robustness",
+            "test_attention_local_window_gqa_rank4_mask",
+        ),
+        "not a number where a row of the mask is empty: 0 times the Softmax of -inf",
+    ),
+    "test_scatter*_m[aiu][nlx]*": "not refused for the updates, where it is wrong",
+}
 
 # Inputs that are moved to where the output is a number.
 MOVED: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -119,14 +136,51 @@ STEP = 1e-6
 TOLERANCE = 1e-6
 
 
+@dataclass(frozen=True)
+class OnnxCase:
+    """A model with one set of inputs and the outputs that ONNX expects."""
+
+    name: str
+    graph: onnx.GraphProto
+    model: onnx.ModelProto
+    inputs: Arrays
+    expected: Arrays
+    tolerance: float
+
+
 @cache
-def collected() -> dict[str, TestCase]:
+def collected() -> dict[str, OnnxCase]:
     """All of ONNX's test cases by name; making them takes seconds and warns a lot."""
     from onnx.backend.test.case.node import collect_testcases
 
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
-        return {case.name: case for case in collect_testcases(None)}
+        return {each.name: _case(each) for each in collect_testcases(None)}
+
+
+def _case(each: TestCase) -> OnnxCase:
+    assert each.model is not None
+    assert each.data_sets is not None
+    graph, ((inputs, outputs),) = each.model.graph, each.data_sets
+    return OnnxCase(
+        each.name,
+        graph,
+        each.model,
+        _by_name(graph.input, inputs),
+        _by_name(graph.output, outputs),
+        each.rtol,
+    )
+
+
+def _by_name(values: Sequence[onnx.ValueInfoProto], data: Sequence[object]) -> Arrays:
+    """The tensors of a case by name."""
+    return {
+        value.name: numpy_helper.to_array(each)
+        if isinstance(each, onnx.TensorProto)
+        else np.asarray(each)
+        for value, each in zip(values, data, strict=True)
+        if value.type.HasField("tensor_type")
+    }
 
 
 @cache
@@ -151,14 +205,13 @@ def lacking() -> dict[str, set[str]]:
     return {
         name: ops_without_rule(case)
         for name, case in collected().items()
-        if any(map(_is_float, case.model.graph.input))
-        and any(map(_is_float, case.model.graph.output))
+        if any(map(_is_float, case.graph.input)) and any(map(_is_float, case.graph.output))
     }
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "name" in metafunc.fixturenames:
-        metafunc.parametrize("name", map(_marked, checked_names()))
+        metafunc.parametrize("name", [_marked(name) for name in checked_names()])
 
 
 def _marked(name: str) -> Any:
@@ -168,15 +221,15 @@ def _marked(name: str) -> Any:
     return pytest.param(name, marks=marks)
 
 
-def ops_of(case: TestCase) -> set[str]:
-    return {_name(node) for node in case.model.graph.node}
+def ops_of(case: OnnxCase) -> set[str]:
+    return {_name(node) for node in case.graph.node}
 
 
 def _name(node: onnx.NodeProto) -> str:
     return node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}::{node.op_type}"
 
 
-def ops_without_rule(case: TestCase) -> set[str]:
+def ops_without_rule(case: OnnxCase) -> set[str]:
     """Ops without a rule that pass floating-point numbers on from the inputs of a case."""
     known = RULES.keys() | NO_GRADIENT | COMPOSED
     if ops_of(case) <= known:
@@ -208,34 +261,21 @@ def _is_float(value: onnx.ValueInfoProto) -> bool:
     return value.type.HasField("tensor_type") and value.type.tensor_type.elem_type in FLOATS
 
 
-def _refusals(name: str, x: str) -> list[str]:
-    """The entries of REFUSED that this input of this case falls under."""
-    return [key for key in REFUSED if fnmatchcase(f"{name}:{x}", key)]
-
-
 # --- the models ---------------------------------------------------------------------------------
 
 
-def arrays_of(values: Iterable[onnx.ValueInfoProto], data: Sequence[object]) -> Arrays:
-    """The data of a case by name."""
-    return {
-        value.name: numpy_helper.to_array(each)
-        if isinstance(each, onnx.TensorProto)
-        else np.asarray(each)
-        for value, each in zip(values, data, strict=True)
-    }
-
-
-def model_of(case: TestCase, x: str, data: Arrays) -> onnx.ModelProto:
+def model_of(case: OnnxCase, x: str) -> onnx.ModelProto:
     """The model of a case in float64 and an opset that is read, with one input left, x."""
     model = onnx.ModelProto()
     model.CopyFrom(case.model)
     _readable(model)
     types = {value.name: value.type.tensor_type.elem_type for value in model.graph.input}
     del model.graph.input[:]
-    model.graph.input.append(helper.make_tensor_value_info(x, types[x], data[x].shape))
+    model.graph.input.append(helper.make_tensor_value_info(x, types[x], case.inputs[x].shape))
     constants = [name for name in types if name != x]
-    model.graph.initializer.extend(numpy_helper.from_array(data[name], name) for name in constants)
+    model.graph.initializer.extend(
+        numpy_helper.from_array(case.inputs[name], name) for name in constants
+    )
     return in_precision(model, ir.DataType.DOUBLE)
 
 
@@ -268,13 +308,13 @@ def run(model: onnx.ModelProto, feeds: Arrays) -> Arrays:
         return dict(zip(names, evaluator(model).run(names, feeds), strict=True))
 
 
-def assert_forward_is_expected(case: TestCase, found: Arrays, expected: Arrays) -> None:
+def assert_forward_is_expected(case: OnnxCase, found: Arrays) -> None:
     """Within ONNX's own tolerance, and what float32 and the rounder types of the case allow."""
-    for name, want in expected.items():
+    for name, want in case.expected.items():
         rounder = {ir.DataType.FLOAT16: 1e-2, ir.DataType.BFLOAT16: 1e-1}
-        values = [*case.model.graph.input, *case.model.graph.output]
+        values = [*case.graph.input, *case.graph.output]
         types = [ir.DataType(value.type.tensor_type.elem_type) for value in values]
-        tolerance = max(rounder.get(dtype, case.rtol) for dtype in types)
+        tolerance = max(rounder.get(dtype, case.tolerance) for dtype in types)
         largest = np.abs(_numbers(want.astype(np.float64))).max(initial=1)
         np.testing.assert_allclose(
             found[name], want.astype(found[name].dtype), rtol=tolerance, atol=1e-5 * largest
@@ -312,34 +352,30 @@ def random_like(rng: np.random.Generator, array: np.ndarray) -> np.ndarray:
 
 def test_gradient_is_that_of_differences(name: str) -> None:
     case = collected()[name]
-    graph = case.model.graph
-    ((inputs, outputs),) = case.data_sets
-    data, expected = arrays_of(graph.input, inputs), arrays_of(graph.output, outputs)
-    for value in filter(_is_float, graph.input):
-        if _refusals(name, value.name):
-            assert_refused(case, value.name, data)
+    for x in [value.name for value in case.graph.input if _is_float(value)]:
+        if any(fnmatchcase(f"{name}:{x}", key) for key in REFUSED):
+            assert_refused(case, x)
             continue
-        model, x = model_of(case, value.name, data), data[value.name].astype(np.float64)
-        assert_forward_is_expected(case, run(model, {value.name: x}), expected)
-        check_gradients(case, model, x)
+        model, array = model_of(case, x), case.inputs[x].astype(np.float64)
+        assert_forward_is_expected(case, run(model, {x: array}))
+        check_gradients(case, model, array)
 
 
-def assert_refused(case: TestCase, x: str, data: Arrays) -> None:
+def assert_refused(case: OnnxCase, x: str) -> None:
     """What is listed as refused is refused, for at least one of the outputs."""
-    outputs = [value.name for value in case.model.graph.output if _is_float(value)]
     with pytest.raises(OdinError):
-        model = model_of(case, x, data)
-        for name in outputs:
+        model = model_of(case, x)
+        for name in [value.name for value in case.graph.output if _is_float(value)]:
             input_gradient(with_one_output(model, name))
 
 
-def check_gradients(case: TestCase, model: onnx.ModelProto, x: np.ndarray) -> None:
+def check_gradients(case: OnnxCase, model: onnx.ModelProto, x: np.ndarray) -> None:
     """Check the gradient of each output with respect to the one input of the model."""
     x_name = model.graph.input[0].name
     rng = random_for(f"{case.name}:{x_name}")
     x = off_kinks(rng, MOVED.get(f"{case.name}:{x_name}", np.asarray)(x))
     ys = run(model, {x_name: x})
-    outputs = [value.name for value in case.model.graph.output if _is_float(value)]
+    outputs = [value.name for value in case.graph.output if _is_float(value)]
     seeds = {name: random_like(rng, ys[name]) for name in outputs}
     directions = [random_like(rng, x) for _ in range(2)]
     numeric = [derivatives(model, x, direction, seeds) for direction in directions]
@@ -398,6 +434,7 @@ def test_exceptions_are_of_checked_cases(key: str) -> None:
     inputs = [
         f"{name}:{value.name}"
         for name in checked_names()
-        for value in filter(_is_float, collected()[name].model.graph.input)
+        for value in collected()[name].graph.input
+        if _is_float(value)
     ]
     assert any(fnmatchcase(each, key if ":" in key else f"{key}:*") for each in inputs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from onnx import parser
 from torch import Tensor, nn
 
+from odin_engines.engine import open_graph
 from odin_engines.errors import OdinError
 from odin_engines.spec import SCORE_NAMES, Spec
 from odin_export.odin_graph import odin_graph
@@ -89,6 +91,22 @@ def test_scores_are_those_of_their_formulas(
         assert found[name].dtype == np.float32
         np.testing.assert_allclose(found[name], expected, rtol=2e-5, atol=1e-6, err_msg=name)
     np.testing.assert_array_equal(found["msp"], found["baseline"])
+
+
+@pytest.mark.parametrize("opset", [13, 17, 20, 23])
+def test_engines_agree_whatever_the_opset(
+    opset: int, tiny_spec: Callable[..., Spec], tmp_path: Path
+) -> None:
+    forward = forward_of("g = GlobalAveragePool (images)  h = Flatten (g)  logits = Gemm (h, w, b)")
+    forward.opset_import[0].version = opset
+    graph = odin_graph(forward, tiny_spec(classes=4, scores=SCORE_NAMES))
+    images = np.random.default_rng(4).standard_normal((3, 3, 5, 7)).astype(np.float32)
+    (tmp_path / "odin.onnx").write_bytes(graph.SerializeToString())
+    expected = run(graph, images)
+    found = open_graph("openvino", tmp_path / "odin.onnx").run({"images": images})
+    for name in SCORE_NAMES:
+        assert found[name].shape == (3,)
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, err_msg=name)
 
 
 HEADER = '<ir_version: 10, opset_import: ["" : 20]>\n'
