@@ -49,12 +49,14 @@ class Classifier:
 
     Attributes:
         forward: `images` (N, C, H, W) -> `logits` (N, classes), float32.
+        layout: of the file's images, "NCHW" or "NHWC".
         channels, classes: C, and the number of logits.
         height, width: of the images; None where they are dynamic.
         notes: what was found and assumed, one line each, for the user.
     """
 
     forward: onnx.ModelProto
+    layout: str
     channels: int
     classes: int
     height: int | None
@@ -82,7 +84,25 @@ def load_model(file: Path) -> onnx.ModelProto:
         ) from error
     if not model.graph.node:
         raise OdinError(f"{file} holds no graph: it is empty, or not an ONNX model")
+    _replace_erfc(model.graph)
     return model
+
+
+def _replace_erfc(graph: onnx.GraphProto) -> None:
+    """Turn Erfc, which tf2onnx 1.17 writes for GELU and ONNX does not have, into 1 - Erf."""
+    for index, node in reversed(list(enumerate(graph.node))):
+        if node.op_type != "Erfc" or node.domain:
+            continue
+        erf, one = f"{node.output[0]}_erf", f"{node.output[0]}_one"
+        helper = onnx.helper
+        parts = [
+            helper.make_node("Constant", [], [one], name=one, value_float=1.0),
+            helper.make_node("Erf", node.input, [erf], name=erf),
+            helper.make_node("Sub", [one, erf], node.output, name=node.name),
+        ]
+        del graph.node[index]
+        for part in reversed(parts):
+            graph.node.insert(index, part)
 
 
 def find_classifier(model: onnx.ModelProto, choice: Choice | None = None) -> Classifier:
@@ -116,7 +136,7 @@ def find_classifier(model: onnx.ModelProto, choice: Choice | None = None) -> Cla
         reverse_channels(graph)
     clean.rename(graph, graph.inputs[0], "images")
     forward = in_precision(clean.to_proto(graph_model), ir.DataType.FLOAT)
-    return _checked(forward, notes)
+    return _checked(forward, layout, notes)
 
 
 def _refuse_quantised(model: onnx.ModelProto) -> None:
@@ -157,7 +177,7 @@ def _image_of(inputs: list[onnx.ValueInfoProto], wanted: str | None) -> onnx.Val
             if value.name == wanted:
                 return value
         raise OdinError(f"--input {wanted}: the model has no such input, but {_listed(inputs)}")
-    images = [value for value in inputs if len(_shape(value)) == 4 and _is_float(value)]
+    images = [value for value in inputs if _looks_like_images(value)]
     if len(images) == 1:
         return images[0]
     if not inputs:
@@ -170,13 +190,22 @@ def _image_of(inputs: list[onnx.ValueInfoProto], wanted: str | None) -> onnx.Val
     raise OdinError(f"several inputs look like images: {_listed(images)}; choose with --input NAME")
 
 
+def _looks_like_images(value: onnx.ValueInfoProto) -> bool:
+    """Four axes of floats; one where more than one axis is other than 1."""
+    shape = _shape(value)
+    return len(shape) == 4 and _is_float(value) and sum(size != 1 for size in shape) > 1
+
+
 def _refuse_other_inputs(graph: onnx.GraphProto, names: list[str]) -> None:
     used = {name for node in graph.node for name in node.input}
     needed = [name for name in names if name in used]
     if needed:
         raise OdinError(
             f"the model needs {', '.join(map(repr, needed))} beside the image; ODIN perturbs one "
-            "input: export the model with the others fixed"
+            "input. Export the model with the others fixed; if they are constants, the exporter "
+            "has lost them (Keras' own loses those of normalisation layers in TensorFlow: save the "
+            "model with model.export(FOLDER) and convert it with python -m tf2onnx.convert "
+            "--saved-model FOLDER)"
         )
 
 
@@ -277,7 +306,7 @@ def _as_rows(graph: ir.Graph, value: ir.Value) -> ir.Value:
     return rows
 
 
-def _checked(forward: onnx.ModelProto, notes: list[str]) -> Classifier:
+def _checked(forward: onnx.ModelProto, layout: str, notes: list[str]) -> Classifier:
     """Read the sizes off the finished graph."""
     image = [_size(dim) for dim in forward.graph.input[0].type.tensor_type.shape.dim]
     logits = [_size(dim) for dim in forward.graph.output[0].type.tensor_type.shape.dim]
@@ -294,6 +323,7 @@ def _checked(forward: onnx.ModelProto, notes: list[str]) -> Classifier:
         )
     return Classifier(
         forward,
+        layout,
         channels,
         classes,
         height if isinstance(height, int) else None,

@@ -10,7 +10,7 @@ from onnx import defs, inliner, shape_inference
 from odin_engines.errors import OdinError
 
 # They have no gradient rule of their own.
-COMPOSED = frozenset({"AffineGrid", "Attention", "CastLike", "CenterCropPad", "RotaryEmbedding"})
+COMPOSED = frozenset({"Attention", "CastLike", "CenterCropPad", "RotaryEmbedding"})
 _DOMAIN = "odin.composed"
 _ROUNDS = 4  # bodies hold composed ops in turn
 

@@ -29,7 +29,7 @@ from odin_engines.spec import (
 )
 from odin_export import clean, networks
 from odin_export.checkpoint import load_network
-from odin_export.classifier import Choice
+from odin_export.classifier import Choice, Classifier
 from odin_export.emit import dims
 from odin_export.forward import forward_graph
 from odin_export.imported import Imported, read_classifier
@@ -200,6 +200,13 @@ def write(source: Source, output: Path, step: Step = lambda name: None) -> Bundl
     return write_bundle(output, source.spec, contents)
 
 
+def _likely_preset(found: Classifier) -> str:
+    """What networks of this kind are mostly given; only where the user does not say."""
+    if found.layout == "NHWC":  # Keras: recent networks scale raw pixels themselves
+        return "raw"
+    return "imagenet" if found.channels == 3 else "unit"
+
+
 def _with_release_normalisation(options: Options) -> Options:
     """The four networks take three channels, and were trained with the release's mean and std."""
     given = Normalisation(options.mean or RELEASE_MEAN, options.std or RELEASE_STD)
@@ -221,7 +228,7 @@ def describe(imported: Imported, options: Options) -> Source:
     found = imported.classifier
     notes = list(found.notes)
     if options.mean is None or options.std is None:
-        preset = "imagenet" if found.channels == 3 else "unit"
+        preset = _likely_preset(found)
         normalisation = PRESETS[preset]
         notes.append(
             f"normalisation: none given, so {MEANINGS[preset]} ASSUMED (--preset {preset}); what "

@@ -6,6 +6,7 @@ import onnx
 import pytest
 
 Shape = tuple[int, ...]
+Limits = tuple[Shape, Shape, Shape]
 
 
 def builder() -> object:
@@ -15,17 +16,26 @@ def builder() -> object:
     )
 
 
-def build(model: onnx.ModelProto, shapes: dict[str, tuple[Shape, Shape, Shape]]) -> None:
+def build(model: onnx.ModelProto, shapes: dict[str, Limits]) -> None:
     """Parse and build `model`; fail with the parser's or the builder's words.
 
     Args:
         model: float32.
         shapes: smallest, usual and largest shape of each input.
     """
-    trt = builder()
+    builder()
+    found = problem(model, shapes)
+    if found is not None:
+        pytest.fail(found)
+
+
+def problem(model: onnx.ModelProto, shapes: dict[str, Limits]) -> str | None:
+    """Parse and build `model`; return why that cannot be done, or None if it can."""
+    import tensorrt_rtx as trt
+
     messages: list[str] = []
 
-    class Logger(trt.ILogger):  # type: ignore[name-defined,misc]
+    class Logger(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
 
@@ -39,11 +49,12 @@ def build(model: onnx.ModelProto, shapes: dict[str, tuple[Shape, Shape, Shape]])
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(model.SerializeToString()):
         errors = [parser.get_error(index) for index in range(parser.num_errors)]
-        pytest.fail("; ".join(f"{error.node_name()}: {error.desc()}" for error in errors))
+        return "; ".join(f"{error.node_name()}: {error.desc()}" for error in errors)
     config = trt_builder.create_builder_config()
     profile = trt_builder.create_optimization_profile()
     for name, limits in shapes.items():
         profile.set_shape(name, *limits)
     config.add_optimization_profile(profile)
     if trt_builder.build_serialized_network(network, config) is None:
-        pytest.fail("; ".join(messages) or "the builder gave nothing and said nothing")
+        return "; ".join(messages) or "the builder gave nothing and said nothing"
+    return None

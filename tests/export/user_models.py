@@ -123,8 +123,8 @@ class Small(nn.Module):
             self.conv2 = nn.Conv2d(width, width, 3, stride=2)
             self.dropout = nn.Dropout(0.5)
             self.fc = nn.Linear(width, CLASSES)
-            nn.init.normal_(self.norm.running_mean)
-            nn.init.uniform_(self.norm.running_var, 0.5, 2.0)
+            nn.init.normal_(self.norm.get_buffer("running_mean"))
+            nn.init.uniform_(self.norm.get_buffer("running_var"), 0.5, 2.0)
             nn.init.normal_(self.fc.weight, 0.0, 3.0)
         self.end = end
         self.eval()

@@ -1,7 +1,9 @@
 """Classifiers of torchvision and timm, exported and compared with PyTorch's autograd.
 
-    python tests/export/zoo.py            # the architectures of the tests, as the README's table
-    python tests/export/zoo.py --all      # one small member of every family in both libraries
+    cd tests && python -m export.zoo            # the architectures of the tests
+    cd tests && python -m export.zoo --all      # a small member of every family in both libraries
+
+Either prints a table as it goes, and then how many passed.
 
 Weights are random, and so are the statistics of batch normalisation: nothing is downloaded.
 """
@@ -11,9 +13,13 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import sys
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,14 +29,18 @@ import torch
 from onnx.reference import ReferenceEvaluator
 from torch import nn
 
+from export import rtx
 from odin_export.backward import input_gradient
 from odin_export.evaluate import evaluator
+from odin_export.exporter import Options, from_file
+from odin_export.odin_graph import odin_graph
 from odin_export.precision import in_precision
 
 CLASSES = 10
 BATCHES = (1, 3)
 LARGEST_ERROR_64, LARGEST_ERROR_32 = 1e-6, 1e-3
 _DRAWS = 4
+BUILDS = "builds"
 
 
 @dataclass(frozen=True)
@@ -132,14 +142,17 @@ class Result:
             |difference| / |gradient|, in the Euclidean norm.
         error_32: of the float32 gradient in ONNX Runtime against float64 autograd, likewise, at
             the best of up to four draws of the images.
+        rtx: what TensorRT for RTX says of the whole ODIN graph: "builds", or why not.
     """
 
     nodes: int
     error_64: float
     error_32: float
+    rtx: str
 
     @property
     def passed(self) -> bool:
+        """Whether both errors are within bounds."""
         return self.error_64 <= LARGEST_ERROR_64 and self.error_32 <= LARGEST_ERROR_32
 
 
@@ -260,7 +273,15 @@ def compare(architecture: Architecture) -> Result:
             tries.append(_errors(built, double, session, generator, batch, size))
         errors_64.append(max(error for error, _ in tries))
         errors_32.append(min(error for _, error in tries))
-    return Result(len(forward.graph.node), max(errors_64), max(errors_32))
+    return Result(
+        len(forward.graph.node), max(errors_64), max(errors_32), _answer_of_rtx(forward, size)
+    )
+
+
+def _answer_of_rtx(forward: onnx.ModelProto, size: int) -> str:
+    if find_spec("tensorrt_rtx") is None:
+        return "not installed"
+    return rtx_problem(forward, size) or BUILDS
 
 
 def _errors(
@@ -301,6 +322,53 @@ def autograd(built: nn.Module, images: np.ndarray, factors: np.ndarray) -> np.nd
     return gradient.numpy()[:count]
 
 
+def rtx_problem(forward: onnx.ModelProto, size: int) -> str | None:
+    """Why TensorRT for RTX cannot build the whole ODIN graph, for 1 to 4 images; None if it can.
+
+    Raises:
+        OdinError: the network is no classifier, or an op has no gradient.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "network.onnx"
+        file.write_bytes(forward.SerializeToString())
+        source = from_file(file, Options(mean=(0.5,), std=(0.25,)))
+    one, two, four = ((batch, 3, size, size) for batch in (1, 2, 4))
+    return rtx.problem(odin_graph(source.forward, source.spec), {"images": (one, two, four)})
+
+
 def distance(found: np.ndarray, expected: np.ndarray) -> float:
     """|found - expected| / |expected|."""
     return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+def main(arguments: list[str]) -> int:
+    """Compare every architecture and print the table; return how many failed."""
+    if arguments == ["--all"]:
+        from export.zoo_families import FAMILIES
+
+        chosen = FAMILIES
+    else:
+        chosen = ARCHITECTURES
+    print("| network | what | nodes | error, float64 | error, float32 | TensorRT for RTX |")
+    print("| --- | --- | ---: | ---: | ---: | --- |", flush=True)
+    failed = 0
+    for architecture in chosen:
+        row, passed = _row(architecture)
+        failed += not passed
+        print(f"| {architecture} | {architecture.what} | {row} |", flush=True)
+    print(f"\n{len(chosen) - failed} of {len(chosen)} pass")
+    return failed
+
+
+def _row(architecture: Architecture) -> tuple[str, bool]:
+    try:
+        result = compare(architecture)
+    except Exception as error:  # noqa: BLE001 - whatever a library raises goes into the table
+        first = str(error).strip().partition("\n")[0][:120]
+        return f"| | | {type(error).__name__}: {first}", False
+    errors = f"{result.error_64:.0e} | {result.error_32:.0e}"
+    return f"{result.nodes} | {errors} | {result.rtx[:120]}", result.passed
+
+
+if __name__ == "__main__":
+    sys.exit(min(main(sys.argv[1:]), 1))

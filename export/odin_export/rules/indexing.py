@@ -317,10 +317,11 @@ def scatter_elements(e: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
     """
     data, indices, updates = (operand(node, index) for index in range(3))
     axis = node.attributes.get_int("axis", 0)
+    adds = _adds(node)
     d_data = d_updates = None
     if e.wants(data):
         d_data = dy
-        if not _adds(node):
+        if not adds:
             d_data = e.op("ScatterElements", dy, indices, zeros_like(e, updates), axis=axis)
     if e.wants(updates):
         d_updates = e.op("GatherElements", dy, indices, axis=axis)
@@ -330,9 +331,10 @@ def scatter_elements(e: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
 def scatter_nd(e: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
     """y = data with updates at some tuples of indices; as `scatter_elements`."""
     data, indices, updates = (operand(node, index) for index in range(3))
+    adds = _adds(node)
     d_data = d_updates = None
     if e.wants(data):
-        d_data = dy if _adds(node) else e.op("ScatterND", dy, indices, zeros_like(e, updates))
+        d_data = dy if adds else e.op("ScatterND", dy, indices, zeros_like(e, updates))
     if e.wants(updates):
         d_updates = e.op("GatherND", dy, indices)
     return [d_data, None, d_updates]

@@ -9,9 +9,16 @@ from odin_export.rules.common import Gradients, operand
 
 
 def softmax(e: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
-    """y = exp(x) / sum(exp(x)) along an axis; dx = dy y - y sum(dy y)."""
-    weighted = e.op("Mul", dy, node.outputs[0])
-    return [e.op("Sub", weighted, e.op("Mul", node.outputs[0], _sum(e, node, weighted)))]
+    """y = exp(x) / sum(exp(x)) along an axis; dx = dy y - y sum(dy y).
+
+    Where all of x is -inf, as in a row of attention that is masked throughout, y is not a number.
+    A network that then replaces y hands back dy = 0, and dx is 0.
+    """
+    y = node.outputs[0]
+    if any(consumer.op_type in ("Where", "IsNaN") for consumer in y.consumers()):
+        y = e.op("Where", e.op("IsNaN", y), e.floats(0, "zero"), y)
+    weighted = e.op("Mul", dy, y)
+    return [e.op("Sub", weighted, e.op("Mul", y, _sum(e, node, weighted)))]
 
 
 def log_softmax(e: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
