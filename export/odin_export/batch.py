@@ -19,7 +19,7 @@ def free_batch(model: onnx.ModelProto, notes: list[str]) -> onnx.ModelProto:
     stay independent is for the caller to try: some networks cannot be freed.
     """
     shape = model.graph.input[0].type.tensor_type.shape.dim
-    if not shape[0].HasField("dim_value"):
+    if shape[0].dim_value < 1:
         return model
     fixed = shape[0].dim_value
     known = _shapes(clean.checked(model))

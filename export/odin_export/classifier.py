@@ -12,6 +12,7 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
+from onnx import version_converter
 
 from odin_engines.errors import OdinError
 from odin_export import clean
@@ -118,6 +119,7 @@ def find_classifier(model: onnx.ModelProto, choice: Choice | None = None) -> Cla
     choice = choice or Choice()
     notes: list[str] = []
     _refuse_quantised(model)
+    model = _modern(model, notes)
     model = _cut(model, choice, notes)
     model, layout = image_layout(model, choice.layout)
     model = free_batch(model, notes)
@@ -137,6 +139,22 @@ def find_classifier(model: onnx.ModelProto, choice: Choice | None = None) -> Cla
     clean.rename(graph, graph.inputs[0], "images")
     forward = in_precision(clean.to_proto(graph_model), ir.DataType.FLOAT)
     return _checked(forward, layout, notes)
+
+
+def _modern(model: onnx.ModelProto, notes: list[str]) -> onnx.ModelProto:
+    """Convert a model of an opset before those whose ops the rules know."""
+    opset = next((each.version for each in model.opset_import if not each.domain), None)
+    if opset is None or opset >= clean.OLDEST_OPSET:
+        return model
+    try:
+        converted = version_converter.convert_version(model, clean.OLDEST_OPSET)
+    except Exception as error:
+        raise OdinError(
+            f"the model has opset {opset}, and ONNX cannot convert it to {clean.OLDEST_OPSET} "
+            f"({error}); export it again with opset {clean.OPSET}"
+        ) from error
+    notes.append(f"opset: {opset}, converted to {clean.OLDEST_OPSET}")
+    return converted
 
 
 def _refuse_quantised(model: onnx.ModelProto) -> None:

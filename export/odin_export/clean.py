@@ -70,14 +70,27 @@ def from_proto(model: onnx.ModelProto, fold_first: bool = False) -> ir.Model:
 
 
 def _name_dimensions(graph: onnx.GraphProto) -> None:
-    """Name the unnamed sizes of inputs; leave the dynamic sizes of outputs to shape inference."""
+    """Name the unnamed sizes of inputs; leave the dynamic sizes of outputs to shape inference.
+
+    Some exporters write one name, such as "?", or the size -1 for all that is dynamic: sizes that
+    share a name within an input are told apart.
+    """
+    ambiguous = False
     for index, value in enumerate(graph.input):
+        seen: set[str] = set()
         for axis, dim in enumerate(value.type.tensor_type.shape.dim):
-            if not dim.HasField("dim_value") and not dim.dim_param:
+            if dim.dim_value > 0 or (dim.HasField("dim_value") and dim.dim_value == 0):
+                continue
+            if not dim.dim_param or dim.dim_param in seen:
+                ambiguous = ambiguous or bool(dim.dim_param)
+                dim.Clear()
                 dim.dim_param = "N" if index == axis == 0 else f"{value.name}_{axis}"
+            seen.add(dim.dim_param)
+    if ambiguous:  # what was said of inner values with such a name means nothing
+        del graph.value_info[:]
     for value in graph.output:
         for dim in value.type.tensor_type.shape.dim:
-            if not dim.HasField("dim_value"):
+            if not dim.HasField("dim_value") or dim.dim_value < 0:
                 dim.Clear()
 
 
