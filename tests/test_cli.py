@@ -219,7 +219,7 @@ def test_export_replaces_a_bundle(run: Command, weights: Path, bundle: Path) -> 
         ("tiny10 --precision int8", ("--precision", "int8")),
         ("tiny10 --input-type float64", ("--input-type", "float64", "uint8")),
         ("tiny10 --mean 0.5", ("--mean", "--std", "both")),
-        ("tiny10 --mean 0.5,0.4", ("--mean", "three numbers")),
+        ("tiny10 --mean 0.5,0.4 --std 0.5,0.4", ("--mean", "2 values", "3 channels")),
         ("tiny10 --mean a,b,c", ("--mean", "three numbers")),
         ("tiny10 --mean 0.5,0.5,nan", ("--mean",)),
         ("tiny10 --mean 125,123,113 --std 0.2,0.2,0.2", ("--mean", "divide them by 255")),

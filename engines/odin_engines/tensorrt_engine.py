@@ -55,7 +55,8 @@ def parser_obstacle(graph: bytes) -> str | None:
     if parser.parse(graph):
         return None
     error = parser.get_error(0)
-    return f"node {error.node_name()!r} ({error.node_operator()}): {error.desc()}"
+    why = next((line for line in error.desc().splitlines() if "Error" in line), error.desc())
+    return f"node {error.node_name()!r} ({error.node_operator()}): {' '.join(why.split())}"
 
 
 def _has_driver() -> bool:

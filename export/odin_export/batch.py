@@ -55,6 +55,9 @@ def _constants(graph: onnx.GraphProto) -> dict[str, np.ndarray]:
     for node in graph.node:
         if node.op_type == "Constant" and node.attribute[0].name == "value":
             tensors[node.output[0]] = node.attribute[0].t
+        elif node.op_type == "Constant" and node.attribute[0].name == "value_ints":
+            ints = np.asarray(node.attribute[0].ints, np.int64)
+            tensors[node.output[0]] = numpy_helper.from_array(ints)
     small = {name: tensor for name, tensor in tensors.items() if len(tensor.dims) == 1}
     return {
         name: numpy_helper.to_array(tensor)

@@ -23,6 +23,8 @@ from odin_export.obstacles import QUANTISED
 from odin_export.precision import FLOATS, in_precision
 from odin_export.prepare import prepared
 
+# Since this IR version, weights need not be listed among the inputs.
+_WEIGHTS_NEED_NO_INPUT = 4
 # What may stand between a softmax and the output without changing what the numbers mean.
 _PASSING = frozenset({"Identity", "Cast", "Flatten", "Reshape", "Squeeze", "Dropout", "Unsqueeze"})
 
@@ -53,6 +55,8 @@ class Classifier:
         layout: of the file's images, "NCHW" or "NHWC".
         channels, classes: C, and the number of logits.
         height, width: of the images; None where they are dynamic.
+        original: the file's model, from image to output, before anything was changed.
+        bgr: whether it takes blue, green, red.
         notes: what was found and assumed, one line each, for the user.
     """
 
@@ -62,6 +66,8 @@ class Classifier:
     classes: int
     height: int | None
     width: int | None
+    original: onnx.ModelProto
+    bgr: bool
     notes: list[str] = field(default_factory=list)
 
 
@@ -72,7 +78,8 @@ def load_model(file: Path) -> onnx.ModelProto:
         OdinError: it is missing, is not ONNX, or its weights are missing.
     """
     if not file.is_file():
-        raise OdinError(f"{file}: there is no such file")
+        what = "this is a folder, not a file" if file.is_dir() else "there is no such file"
+        raise OdinError(f"{file}: {what}")
     try:
         model = onnx.load(str(file))
     except DecodeError as error:
@@ -120,7 +127,7 @@ def find_classifier(model: onnx.ModelProto, choice: Choice | None = None) -> Cla
     notes: list[str] = []
     _refuse_quantised(model)
     model = _modern(model, notes)
-    model = _cut(model, choice, notes)
+    original = model = _cut(model, choice, notes)
     model, layout = image_layout(model, choice.layout)
     model = free_batch(model, notes)
     graph_model = prepared(model)
@@ -138,16 +145,21 @@ def find_classifier(model: onnx.ModelProto, choice: Choice | None = None) -> Cla
         reverse_channels(graph)
     clean.rename(graph, graph.inputs[0], "images")
     forward = in_precision(clean.to_proto(graph_model), ir.DataType.FLOAT)
-    return _checked(forward, layout, notes)
+    return _checked(forward, layout, original, choice.bgr, notes)
 
 
 def _modern(model: onnx.ModelProto, notes: list[str]) -> onnx.ModelProto:
     """Convert a model of an opset before those whose ops the rules know."""
-    opset = next((each.version for each in model.opset_import if not each.domain), None)
+    names = ("", "ai.onnx")
+    opset = next((each.version for each in model.opset_import if each.domain in names), None)
     if opset is None or opset >= clean.OLDEST_OPSET:
         return model
+    plain = onnx.ModelProto()
+    plain.CopyFrom(model)
+    for each in plain.opset_import:
+        each.domain = "" if each.domain in names else each.domain
     try:
-        converted = version_converter.convert_version(model, clean.OLDEST_OPSET)
+        converted = version_converter.convert_version(plain, clean.OLDEST_OPSET)
     except Exception as error:
         raise OdinError(
             f"the model has opset {opset}, and ONNX cannot convert it to {clean.OLDEST_OPSET} "
@@ -176,8 +188,8 @@ def _cut(model: onnx.ModelProto, choice: Choice, notes: list[str]) -> onnx.Model
     image = _image_of(inputs, choice.input)
     outputs = _with_inner_values(cut, choice.output)
     output = _output_of(outputs, choice.output)
-    if len(inputs) > 1:
-        _refuse_other_inputs(graph, [value.name for value in inputs if value is not image])
+    _keep_what_makes(graph, output.name)
+    _refuse_other_inputs(graph, [value.name for value in inputs if value is not image])
     if len(outputs) > 1:
         notes.append(f"logits: output {output.name!r} of {len(outputs)}; --logits chooses another")
     kept_input, kept_output = onnx.ValueInfoProto(), onnx.ValueInfoProto()
@@ -186,12 +198,51 @@ def _cut(model: onnx.ModelProto, choice: Choice, notes: list[str]) -> onnx.Model
     del graph.input[:], graph.output[:]
     graph.input.append(kept_input)
     graph.output.append(kept_output)
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        _free_impossible_sizes(value)
+    cut.ir_version = max(cut.ir_version, _WEIGHTS_NEED_NO_INPUT)
     return cut
+
+
+def _keep_what_makes(graph: onnx.GraphProto, output: str) -> None:
+    """Drop the nodes that the output does not need, such as one that makes a map of classes."""
+    needed = {output}
+    for index in reversed(range(len(graph.node))):
+        node = graph.node[index]
+        if needed.intersection(node.output):
+            needed |= _used_by(node)
+        else:
+            del graph.node[index]
+    for index in reversed(range(len(graph.value_info))):
+        if graph.value_info[index].name not in needed:
+            del graph.value_info[index]
+
+
+def _used_by(node: onnx.NodeProto) -> set[str]:
+    """The names that a node reads, those that its subgraphs capture among them."""
+    names = set(node.input)
+    for attribute in node.attribute:
+        if attribute.type == onnx.AttributeProto.GRAPH:
+            names.update(value.name for value in attribute.g.output)
+            names.update(*(_used_by(inner) for inner in attribute.g.node))
+    return names
+
+
+def _free_impossible_sizes(value: onnx.ValueInfoProto) -> None:
+    """Some exporters write -1 or 0 for a dynamic size."""
+    for dim in value.type.tensor_type.shape.dim:
+        if dim.HasField("dim_value") and dim.dim_value < 1:
+            dim.Clear()
 
 
 def _image_of(inputs: list[onnx.ValueInfoProto], wanted: str | None) -> onnx.ValueInfoProto:
     if wanted is not None:
         for value in inputs:
+            if value.name == wanted and not _is_float(value):
+                raise OdinError(
+                    f"--input {wanted}: {_listed([value])} is not floating-point, and has no "
+                    "gradient; export the model without the Cast behind it, for float images"
+                )
             if value.name == wanted:
                 return value
         raise OdinError(f"--input {wanted}: the model has no such input, but {_listed(inputs)}")
@@ -215,7 +266,7 @@ def _looks_like_images(value: onnx.ValueInfoProto) -> bool:
 
 
 def _refuse_other_inputs(graph: onnx.GraphProto, names: list[str]) -> None:
-    used = {name for node in graph.node for name in node.input}
+    used = {name for node in graph.node for name in _used_by(node)}
     needed = [name for name in names if name in used]
     if needed:
         raise OdinError(
@@ -245,8 +296,16 @@ def _with_inner_values(model: onnx.ModelProto, wanted: str | None) -> list[onnx.
 
 
 def _output_of(outputs: list[onnx.ValueInfoProto], wanted: str | None) -> onnx.ValueInfoProto:
+    if not outputs:
+        raise OdinError("the model has no output")
     if wanted is not None:
-        return next(value for value in outputs if value.name == wanted)
+        told = next(value for value in outputs if value.name == wanted)
+        if not _is_float(told):
+            raise OdinError(
+                f"--logits {wanted}: {_listed([told])} is no floating-point tensor; choose the "
+                "value that holds one number a class"
+            )
+        return told
     tensors = [value for value in outputs if value.type.HasField("tensor_type")]
     if not tensors:
         raise OdinError(
@@ -288,6 +347,12 @@ def _logits(graph: ir.Graph, notes: list[str], told: bool) -> ir.Value:
             f"logits: the output of the final LogSoftmax {node.name!r}, from which they differ by "
             "a constant that no score sees"
         )
+    elif node.op_type == "TopK":
+        name = node.inputs[0].name if node.inputs[0] else "NAME"
+        raise OdinError(
+            f"the model ends in a TopK ({node.name!r}), which sorts the classes of each image; "
+            f"name the logits before it with --logits {name}"
+        )
     elif node.op_type == "Sigmoid":
         raise OdinError(
             f"the model ends in a Sigmoid ({node.name!r}): it judges each class on its own, and "
@@ -301,7 +366,7 @@ def _softmax_axis_is_classes(node: ir.Node) -> bool:
     assert node.inputs[0] is not None
     sizes = dims(node.inputs[0])
     axis = node.attributes.get_int("axis", -1) % len(sizes)
-    return all(size == 1 for size in sizes[axis + 1 :]) and axis >= 1
+    return axis >= 1 and sizes[axis] != 1 and all(size == 1 for size in sizes[axis + 1 :])
 
 
 def _as_rows(graph: ir.Graph, value: ir.Value) -> ir.Value:
@@ -324,7 +389,13 @@ def _as_rows(graph: ir.Graph, value: ir.Value) -> ir.Value:
     return rows
 
 
-def _checked(forward: onnx.ModelProto, layout: str, notes: list[str]) -> Classifier:
+def _checked(
+    forward: onnx.ModelProto,
+    layout: str,
+    original: onnx.ModelProto,
+    bgr: bool,
+    notes: list[str],
+) -> Classifier:
     """Read the sizes off the finished graph."""
     image = [_size(dim) for dim in forward.graph.input[0].type.tensor_type.shape.dim]
     logits = [_size(dim) for dim in forward.graph.output[0].type.tensor_type.shape.dim]
@@ -346,6 +417,8 @@ def _checked(forward: onnx.ModelProto, layout: str, notes: list[str]) -> Classif
         classes,
         height if isinstance(height, int) else None,
         width if isinstance(width, int) else None,
+        original,
+        bgr,
         notes,
     )
 

@@ -41,8 +41,10 @@ def checked(model: onnx.ModelProto) -> onnx.ModelProto:
         copy = onnx.shape_inference.infer_shapes(copy)
         onnx.checker.check_model(copy, full_check=True)
     except Exception as error:  # the library raises many kinds for broken models
-        raise OdinError(f"the ONNX model cannot be read: {error}") from error
-    opset = next((each.version for each in copy.opset_import if not each.domain), OPSET)
+        raise OdinError(f"the ONNX model cannot be read: {' '.join(str(error).split())}") from error
+    opset = next(
+        (each.version for each in copy.opset_import if each.domain in ("", "ai.onnx")), OPSET
+    )
     if opset < OLDEST_OPSET:
         raise OdinError(
             f"the ONNX model has opset {opset}, older than {OLDEST_OPSET}; export it with opset "
@@ -129,9 +131,30 @@ def cleaned(model: ir.Model) -> ir.Model:
         _quietly(lift, model)
     _quietly(passes.IdentityEliminationPass(), model)
     _quietly(passes.RemoveUnusedNodesPass(), model)
+    _keep_outputs_apart(model)
     _quietly(passes.NameFixPass(), model)
     infer_shapes(model)
     return model
+
+
+def _keep_outputs_apart(model: ir.Model) -> None:
+    """Give every output of a subgraph a value of its own.
+
+    Eliminating an Identity makes two the same, and ONNX Runtime then computes a Scan wrongly.
+    """
+    for graph in model.graphs():
+        if graph is model.graph:
+            continue
+        seen: set[ir.Value] = set()
+        for index, value in enumerate(graph.outputs):
+            if value in seen:
+                node = ir.Node("", "Identity", [value], num_outputs=1)
+                graph.append(node)
+                copy = node.outputs[0]
+                copy.name = f"{value.name}_output_{index}"
+                copy.shape, copy.type = value.shape, value.type
+                graph.outputs[index] = copy
+            seen.add(value)
 
 
 def _has_subgraphs(graph: ir.Graph) -> bool:

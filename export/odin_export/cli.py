@@ -184,11 +184,16 @@ def _export(parsed: argparse.Namespace) -> int:
             source = exporter.from_name(parsed.model, parsed.checkpoint, options, steps.begin)
         for note in source.notes:
             steps.say(f"  {note}")
-        if parsed.verify is not None and not _verified(source, parsed.verify, steps):
-            return command.REFUSED
-        if parsed.check:
-            return _checked(source, steps)
-        bundle = exporter.write(source, output, steps.begin)
+        try:
+            if parsed.verify is not None and not _verified(source, parsed.verify, steps):
+                return command.REFUSED
+            if parsed.check:
+                return _checked(source, steps)
+            bundle = exporter.write(source, output, steps.begin)
+        except OdinError as error:
+            if not is_file:
+                raise
+            raise OdinError(f"{parsed.model}: {error}") from error
     spec = bundle.spec
     print(f"{bundle.path}: {spec.architecture}, {spec.classes} classes, weights {spec.checkpoint}")
     outputs = ("score", "baseline", "label", "logits", *spec.scores)

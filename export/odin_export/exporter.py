@@ -156,7 +156,7 @@ def from_name(
         in_dataset=NETWORKS[model].in_dataset,
         height=(MIN_SIZE, NETWORKS[model].max_size),
         width=(MIN_SIZE, NETWORKS[model].max_size),
-        activation_bytes=_activation_bytes(forward, MIN_SIZE),
+        activation_bytes=_activation_bytes(forward, MIN_SIZE, MIN_SIZE),
         tools=tool_versions(),
         **dataclasses.asdict(options),
     )
@@ -226,6 +226,8 @@ def describe(imported: Imported, options: Options) -> Source:
         OdinError: mean and std are not for its number of channels.
     """
     found = imported.classifier
+    if (options.mean is None) != (options.std is None):
+        raise OdinError("mean is given without std, or std without mean; give both")
     notes = list(found.notes)
     if options.mean is None or options.std is None:
         preset = _likely_preset(found)
@@ -237,12 +239,12 @@ def describe(imported: Imported, options: Options) -> Source:
     else:
         normalisation = Normalisation(options.mean, options.std)
     normalisation = for_channels(normalisation, found.channels)
-    if len(normalisation.mean) != found.channels:
+    counts = {len(normalisation.mean), len(normalisation.std)} - {found.channels}
+    if counts:
         raise OdinError(
-            f"--mean and --std have {len(normalisation.mean)} values, but the images of "
+            f"--mean and --std have {counts.pop()} values, but the images of "
             f"{imported.file} have {found.channels} channels: give one value for all, or one each"
         )
-    size = max(imported.height[0], imported.width[0])
     own = dataclasses.asdict(options) | dataclasses.asdict(normalisation)
     spec = Spec(
         model=imported.file.stem,
@@ -253,7 +255,7 @@ def describe(imported: Imported, options: Options) -> Source:
         channels=found.channels,
         height=imported.height,
         width=imported.width,
-        activation_bytes=_activation_bytes(found.forward, size),
+        activation_bytes=_activation_bytes(found.forward, imported.height[0], imported.width[0]),
         tools=tool_versions(),
         **own,
     )
@@ -276,12 +278,12 @@ def check_options(options: Options) -> None:
     for name, values in (("mean", options.mean), ("std", options.std)):
         if values is None:
             continue
-        if len(values) not in (1, 3, 4) or not all(np.isfinite(value) for value in values):
+        if not values or not all(np.isfinite(value) for value in values):
             raise OdinError(f"--{name}: give one number, or R,G,B, for pixels in [0, 1]")
         if max(abs(value) for value in values) > 10:
             raise OdinError(
                 f"--{name} {','.join(f'{v:g}' for v in values)}: these are for pixels in [0, 255]; "
-                "divide them by 255"
+                "add --scale 255, or divide them by 255"
             )
     if options.std is not None and min(options.std) <= 0:
         raise OdinError("--std: every value has to be above 0")
@@ -339,7 +341,7 @@ def _compare(forward: onnx.ModelProto, network: torch.nn.Module) -> None:
             )
 
 
-def _activation_bytes(forward: onnx.ModelProto, size: int) -> int:
+def _activation_bytes(forward: onnx.ModelProto, height: int, width: int) -> int:
     """About how much memory one image of this size takes while it is scored.
 
     Every value of the forward pass, and a gradient for each: engines reuse buffers, so this is an
@@ -351,7 +353,7 @@ def _activation_bytes(forward: onnx.ModelProto, size: int) -> int:
     for node in model.graph:
         for value in node.outputs:
             value.shape = None
-    image.shape = ir.Shape([1, channels, size, size])
+    image.shape = ir.Shape([1, channels, height, width])
     clean.infer_shapes(model)
     total = 0
     for node in model.graph:

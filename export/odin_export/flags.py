@@ -92,7 +92,7 @@ def _numbers(text: str) -> tuple[float, ...]:
         values = tuple(float(part) for part in text.split(","))
     except ValueError:
         values = ()
-    if len(values) not in (1, 3, 4):
+    if not values:
         raise argparse.ArgumentTypeError(
             f"{text!r}: give three numbers, as 0.49,0.48,0.45, or one for all channels"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,14 @@ from odin_engines.files import sha256
 from odin_export import clean
 from odin_export.classifier import Choice, Classifier, find_classifier, load_model
 from odin_export.emit import Emitter
+from odin_export.precision import in_precision
 
 LARGEST_SIZE = 16384
-_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 224, 256, 384, 512)
+_SIZES = (
+    *(1, 2, 4, 8, 16, 24, 28, 32, 48, 64, 96, 128, 144, 160, 192, 224, 240, 256, 260, 288, 299),
+    *(300, 320, 331, 336, 380, 384, 448, 456, 480, 512),
+)
+_LARGEST_TRIAL = 1024
 # Logits of the bundle's graph against the file's own output, relative to the largest.
 _TOLERANCE = 1e-3
 
@@ -53,8 +59,8 @@ def read_classifier(file: Path, choice: Choice) -> Imported:
         height, width = _size_ranges(found)
         found = _tried(found, (height[0], width[0]))
     except OdinError as error:
-        text = str(error)
-        raise error if text.startswith(str(file)) else OdinError(f"{file}: {text}") from error
+        text = " ".join(str(error).split())  # ONNX Runtime's messages have several lines
+        raise OdinError(text if text.startswith(str(file)) else f"{file}: {text}") from error
     return Imported(found, file, sha256(file), height, width)
 
 
@@ -68,22 +74,47 @@ def _size_ranges(found: Classifier) -> tuple[tuple[int, int], tuple[int, int]]:
     if found.height is not None and found.width is not None:
         return (found.height, found.height), (found.width, found.width)
     run = _session(found.forward)
-    for size in _SIZES:
+
+    def fits(size: int) -> bool:
         shape = (1, found.channels, found.height or size, found.width or size)
         try:
             (logits,) = run(np.zeros(shape, np.float32))
         except OdinError:
-            continue
-        if logits.shape == (1, found.classes):
-            return _range(found.height, size), _range(found.width, size)
+            return False
+        return logits.shape == (1, found.classes)
+
+    for least in _SIZES:
+        if fits(least):
+            most = _largest(fits, least)
+            return _range(found.height, least, most), _range(found.width, least, most)
     raise OdinError(
         f"the network takes none of the image sizes {', '.join(map(str, _SIZES))}: export it with "
         "the height and width that it was trained with"
     )
 
 
-def _range(fixed: int | None, least: int) -> tuple[int, int]:
-    return (least, LARGEST_SIZE) if fixed is None else (fixed, fixed)
+def _largest(fits: Callable[[int], bool], least: int) -> int:
+    """The largest size, where one of the next few is refused: a last pooling of fixed size, say,
+    makes several rows of a larger image, and a Flatten too many features."""
+    most = least
+    for larger in (least + 1, least + 2, least + least // 2, 2 * least, 4 * least):
+        if most < larger <= _LARGEST_TRIAL:
+            if not fits(larger):
+                return _between(fits, most, larger)
+            most = larger
+    return LARGEST_SIZE
+
+
+def _between(fits: Callable[[int], bool], taken: int, refused: int) -> int:
+    """The largest size that is taken, by bisection."""
+    while refused - taken > 1:
+        middle = (taken + refused) // 2
+        taken, refused = (middle, refused) if fits(middle) else (taken, middle)
+    return taken
+
+
+def _range(fixed: int | None, least: int, most: int) -> tuple[int, int]:
+    return (least, most) if fixed is None else (fixed, fixed)
 
 
 def _tried(found: Classifier, size: tuple[int, int]) -> Classifier:
@@ -108,9 +139,12 @@ def _tried(found: Classifier, size: tuple[int, int]) -> Classifier:
             "is fixed inside. Export it with a dynamic batch"
         )
     if not np.isfinite(together).all():
-        raise OdinError("the network's outputs are not finite on random images")
+        raise OdinError(
+            "the network's outputs are not finite on random images" + _damage(found.forward)
+        )
     alone = np.concatenate([run(images[index : index + 1])[0] for index in range(3)])
     _compare_rows(together, alone)
+    _compare_with_file(found, images, together)
     if together.min() >= 0 and np.allclose(together.sum(axis=1), 1, atol=1e-3):
         note = (
             "logits: the output is probabilities (its rows sum to 1), whose logarithm is taken; "
@@ -120,6 +154,38 @@ def _tried(found: Classifier, size: tuple[int, int]) -> Classifier:
             found, forward=_with_logarithm(found.forward), notes=[*found.notes, note]
         )
     return found
+
+
+def _compare_with_file(found: Classifier, images: np.ndarray, logits: np.ndarray) -> None:
+    """Run the file itself: what was changed on the way must not have changed what it says."""
+    own = images[:, ::-1] if found.bgr else images
+    own = own.transpose(0, 2, 3, 1) if found.layout == "NHWC" else own
+    tensor = found.original.graph.input[0].type.tensor_type
+    fixed = tensor.shape.dim[0].dim_value
+    rows = np.arange(fixed or len(images)) % len(images)
+    (output,) = _session_in_float32(found.original)(np.ascontiguousarray(own[rows]))
+    output = np.asarray(output, np.float64).reshape(len(rows), -1)
+    logits = logits[rows].astype(np.float64)
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    same = (logits, powers / powers.sum(axis=1, keepdims=True))
+    scales = [max(np.abs(each).max(), float(np.finfo(np.float32).tiny)) for each in same]
+    if output.shape != logits.shape or all(
+        np.abs(output - each).max() > _TOLERANCE * scale
+        for each, scale in zip(same, scales, strict=True)
+    ):
+        raise OdinError(
+            "the graph that was made of the file gives other outputs than the file: this is a "
+            "fault of odin-export, please report the model"
+        )
+
+
+def _damage(forward: onnx.ModelProto) -> str:
+    """Which weight has a value that is not finite, if any, and what to do."""
+    for tensor in forward.graph.initializer:
+        array = onnx.numpy_helper.to_array(tensor)
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            return f": its weight {tensor.name!r} is not; export the model again from sound weights"
+    return "; name an inner value with --logits to find out from where on"
 
 
 def _compare_rows(together: np.ndarray, alone: np.ndarray) -> None:
@@ -144,6 +210,16 @@ def _with_logarithm(forward: onnx.ModelProto) -> onnx.ModelProto:
     graph.outputs.clear()
     graph.outputs.append(clean.named_output(graph, logits, "logits"))
     return clean.to_proto(model)
+
+
+def _session_in_float32(model: onnx.ModelProto) -> Any:
+    """As `_session`, of a model of any type: ONNX Runtime does not run every op in the others."""
+    if model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT:
+        try:
+            return _session(model)
+        except OdinError:  # float64 inside
+            pass
+    return _session(in_precision(model, ir.DataType.FLOAT))
 
 
 def _session(model: onnx.ModelProto) -> Any:

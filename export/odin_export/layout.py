@@ -28,10 +28,7 @@ def image_layout(model: onnx.ModelProto, told: str | None) -> tuple[onnx.ModelPr
     if told is not None:
         return model, told
     first, last = (shape[axis].dim_value in _CHANNELS for axis in (1, 3))
-    if first and last:  # both could be: the larger of the others decides nothing
-        first = shape[2].dim_value not in _CHANNELS and shape[3].dim_value == shape[2].dim_value
-        last = not first and shape[1].dim_value == shape[2].dim_value
-    if first == last:
+    if first == last:  # both could be, or none
         sizes = ", ".join(str(dim.dim_value or dim.dim_param or "?") for dim in shape)
         raise OdinError(
             f"where the channels of input {value.name!r} ({sizes}) lie is not clear: tell with "

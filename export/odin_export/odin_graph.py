@@ -13,12 +13,14 @@ needed at all, so that small gradients keep their bits.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
+from odin_engines.errors import OdinError
 from odin_engines.spec import Spec
 from odin_export import clean
 from odin_export.backward import append_backward
@@ -135,7 +137,8 @@ def _take_raw_pixels(e: Emitter, parts: _Parts, spec: Spec) -> _Parts:
         type=ir.TensorType(ir.DataType.UINT8),
     )
     e.graph.inputs.insert(0, raw)
-    planes = e.op("Cast", e.op("Transpose", raw, perm=[0, 3, 1, 2]), to=int(e.dtype))
+    # The Cast comes first: TensorRT takes uint8 in nothing else.
+    planes = e.op("Transpose", e.op("Cast", raw, to=int(e.dtype)), perm=[0, 3, 1, 2])
     scale = e.floats(_per_channel(1 / (255 * np.asarray(spec.std))), "pixel_scale")
     offset = e.floats(_per_channel(np.asarray(spec.mean) / np.asarray(spec.std)), "pixel_offset")
     normalised = e.op("Sub", e.op("Mul", planes, scale), offset)
@@ -188,6 +191,8 @@ def _copy_of_forward(e: Emitter, parts: _Parts, image: ir.Value) -> ir.Value:
     """Append the forward pass once more, on another image; it shares every weight."""
     replaced: dict[ir.Value | None, ir.Value] = {parts.image: image}
     for node in parts.nodes:
+        if not _sees(node, replaced):
+            continue
         copy = ir.Node(
             node.domain,
             node.op_type,
@@ -202,6 +207,25 @@ def _copy_of_forward(e: Emitter, parts: _Parts, image: ir.Value) -> ir.Value:
             replaced[old] = new
         e.graph.append(copy)
     return replaced[parts.logits]
+
+
+def _sees(node: ir.Node, values: Mapping[ir.Value | None, ir.Value]) -> bool:
+    """Whether a node depends on the numbers in these values, rather than on their sizes alone."""
+    if node.op_type in ("Shape", "Size") and node.domain == "":
+        return False
+    captured = any(
+        value in values
+        for attribute in node.attributes.values()
+        if attribute.type == ir.AttributeType.GRAPH
+        for inner in attribute.as_graph().all_nodes()
+        for value in inner.inputs
+    )
+    if captured:
+        raise OdinError(
+            f"node {node.name!r} ({node.op_type}): what it runs is decided by the image; export "
+            "the model with its condition or its number of rounds fixed"
+        )
+    return any(value in values for value in node.inputs)
 
 
 def _max_probability(e: Emitter, logits: ir.Value, temperature: ir.Value | None = None) -> ir.Value:

@@ -6,6 +6,7 @@ and everything else stays as it is.
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -33,16 +34,17 @@ def in_precision(model: onnx.ModelProto, dtype: ir.DataType) -> onnx.ModelProto:
     converted = clean.from_proto(expanded(model, COMPOSED | _ONLY_FLOAT32))
     graph = converted.graph
     kept = _kept_inputs(graph)
-    for name, value in list(graph.initializers.items()):
+    initializers = [each for part in converted.graphs() for each in part.initializers.items()]
+    for name, value in initializers:
         tensor = value.const_value
         assert tensor is not None, name
         if tensor.dtype in FLOATS - {dtype}:
             if value in kept and len(value.uses()) == len(kept[value]):
                 continue
-            array = tensor.numpy().astype(dtype.numpy())
+            array = _as_type(tensor.numpy(), dtype)
             value.const_value = ir.tensor(array, dtype=dtype, name=name)
             value.dtype = dtype
-    for value in graph.inputs:
+    for value in [each for part in converted.graphs() for each in part.inputs]:
         if value.dtype in FLOATS:
             value.dtype = dtype
     _convert_attributes(graph, dtype)
@@ -53,6 +55,15 @@ def in_precision(model: onnx.ModelProto, dtype: ir.DataType) -> onnx.ModelProto:
     _cast_kept_inputs(graph, kept)
     clean.infer_shapes(converted)
     return clean.to_proto(converted)
+
+
+def _as_type(array: np.ndarray, dtype: ir.DataType) -> np.ndarray:
+    """Convert; finite numbers stay finite, as the least double in a mask has to."""
+    wanted = dtype.numpy()
+    if array.dtype.itemsize <= wanted.itemsize:
+        return array.astype(wanted)
+    most = ml_dtypes.finfo(wanted).max
+    return np.where(np.isfinite(array), np.clip(array, -most, most), array).astype(wanted)
 
 
 def _kept_inputs(graph: ir.Graph) -> dict[ir.Value, list[tuple[ir.Node, int]]]:
@@ -83,11 +94,15 @@ def _convert_attributes(graph: ir.Graph, dtype: ir.DataType) -> None:
         if node.op_type == "ConstantOfShape" and "value" not in node.attributes:  # float32 zeros
             zero = ir.tensor(np.zeros(1, np.float32), dtype=ir.DataType.FLOAT)
             node.attributes["value"] = ir.AttrTensor("value", zero)
+        for name in ("value_float", "value_floats"):  # of a Constant in a subgraph
+            if node.op_type == "Constant" and name in node.attributes:
+                array = np.asarray(node.attributes.pop(name).value, np.float32)
+                node.attributes["value"] = ir.AttrTensor("value", ir.tensor(array))
         for name, attribute in list(node.attributes.items()):
             if attribute.type == ir.AttributeType.TENSOR:
                 tensor = attribute.as_tensor()
                 if tensor.dtype in FLOATS:
-                    array = tensor.numpy().astype(dtype.numpy())
+                    array = _as_type(tensor.numpy(), dtype)
                     node.attributes[name] = ir.AttrTensor(name, ir.tensor(array, dtype=dtype))
             elif _is_type(node, name) and attribute.as_int() in FLOATS:
                 node.attributes[name] = ir.AttrInt64(name, int(dtype))

@@ -7,6 +7,7 @@ import onnx_ir as ir
 
 from odin_export import clean
 from odin_export.composed import expanded
+from odin_export.dequantise import dequantised
 from odin_export.sizes import resolve_sizes
 
 
@@ -20,6 +21,6 @@ def prepared(model: onnx.ModelProto) -> ir.Model:
     Raises:
         OdinError: the model is not valid ONNX, or of an opset that is too old or too new.
     """
-    ready = clean.from_proto(expanded(clean.checked(model)), fold_first=True)
+    ready = clean.from_proto(expanded(dequantised(clean.checked(model))), fold_first=True)
     resolve_sizes(ready)
     return ready

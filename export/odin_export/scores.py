@@ -68,8 +68,10 @@ def find_head(e: Emitter, logits: ir.Value) -> Head | None:
     if node is None:
         return None
     if node.op_type == "Add":  # a bias
-        producers = [value.producer() if value is not None else None for value in node.inputs]
-        node = next((each for each in producers if each and each.op_type == "MatMul"), None)
+        product = [value for value in node.inputs if constant_value(value) is None]
+        if len(product) != 1 or product[0] is None:
+            return None
+        node = product[0].producer()
     if node is None or node.op_type not in ("Gemm", "MatMul"):
         return None
     features, weight = node.inputs[0], constant_value(node.inputs[1])

@@ -16,12 +16,12 @@ from odin_export.emit import dims
 Sizes = list[int | str | None]
 
 # Batches and images to try. The first images are multiples of 32, which every usual network takes;
-# height and width differ, so that they are not taken for one another. The last are small: a network
-# may not take them, but where it does they tell a size that is always so from one that a bound such
-# as x[:100] makes so for large images only.
-_BATCHES = (2, 5, 7, 3, 11)
-_HEIGHTS = (224, 448, 320, 24, 8)
-_WIDTHS = (256, 192, 544, 40, 12)
+# height and width differ, so that they are not taken for one another. A network may not take the
+# others, but where it does, odd ones tell the two halves of an image apart, and small ones a size
+# that is always so from one that a bound such as x[:100] makes so for large images only.
+_BATCHES = (2, 5, 7, 3, 11, 13)
+_HEIGHTS = (224, 448, 320, 225, 25, 8)
+_WIDTHS = (256, 192, 544, 193, 39, 12)
 _SURE = 3  # trials that must have an answer
 
 

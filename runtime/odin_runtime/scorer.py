@@ -138,7 +138,9 @@ class Scorer:
         size = self._chunk_size(images)
         for start in range(0, len(images), size):
             chunk = self._network_input(images[start : start + size])
-            parts.append(_with_nan(self.session.run({"images": chunk, **scalars}), chunk))
+            outputs = self.session.run({"images": chunk, **scalars})
+            _check_rows(outputs, chunk, self.bundle)
+            parts.append(_with_nan(outputs, chunk))
             if progress:
                 progress(len(chunk))
         return Scores(
@@ -219,6 +221,8 @@ def check_images(images: np.ndarray, spec: Spec) -> None:
     if not isinstance(images, np.ndarray):
         raise OdinError(f"images are a {type(images).__name__}; give a numpy array, {wanted}")
     given = f"images are {images.shape} {images.dtype}"
+    if images.ndim == 3 and spec.channels == 1 and images.dtype == np.uint8:
+        raise OdinError(f"{given}, without an axis for the only channel; give images[..., None]")
     if images.ndim == 3:
         raise OdinError(f"{given}: one image without a batch axis; give images[None], {wanted}")
     if images.ndim != 4 or images.dtype not in (np.uint8, np.float32):
@@ -255,6 +259,16 @@ def _reference(spec: Spec, precision: Precision, network: Any) -> Session:
     from odin_engines.torch_reference import TorchReference
 
     return TorchReference(network, spec)
+
+
+def _check_rows(outputs: dict[str, np.ndarray], images: np.ndarray, bundle: Bundle) -> None:
+    """A network that reshapes to (-1, features) makes several rows of too large an image."""
+    for name in ("score", "baseline", "label"):
+        if len(outputs[name]) != len(images):
+            raise OdinError(
+                f"bundle {bundle.path} gives {len(outputs[name])} scores for {len(images)} images "
+                f"of {images.shape}: the network does not take this size; resize or crop the images"
+            )
 
 
 def _with_nan(outputs: dict[str, np.ndarray], images: np.ndarray) -> dict[str, np.ndarray]:

@@ -28,6 +28,7 @@ from export.user_models import (
 )
 from odin_engines.bundle import read_bundle
 from odin_engines.files import sha256
+from odin_export.exporter import from_file
 
 EXAMPLE = torch.zeros(2, 3, 16, 16)
 EXPORTERS = pytest.mark.parametrize("dynamo", [False, True], ids=["TorchScript", "dynamo"])
@@ -43,9 +44,11 @@ def test_opsets(tmp_path: Path, dynamo: bool, opset: int) -> None:
     assert_is_odin(bundle, Small())
 
 
-def test_an_opset_that_is_too_old(tmp_path: Path) -> None:
+def test_an_opset_before_the_rules_is_converted(tmp_path: Path) -> None:
     file = export_torch(tmp_path / "user.onnx", Small(), EXAMPLE, False, 11)
-    assert "opset 11, older than 13" in refusal(tmp_path, file).err
+    source = from_file(file)
+    assert "opset: 11, converted to 13" in source.notes
+    assert source.forward.opset_import[0].version == 13
 
 
 @EXPORTERS
