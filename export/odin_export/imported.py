@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -215,10 +216,8 @@ def _with_logarithm(forward: onnx.ModelProto) -> onnx.ModelProto:
 def _session_in_float32(model: onnx.ModelProto) -> Any:
     """As `_session`, of a model of any type: ONNX Runtime does not run every op in the others."""
     if model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT:
-        try:
+        with contextlib.suppress(OdinError):  # float64 inside
             return _session(model)
-        except OdinError:  # float64 inside
-            pass
     return _session(in_precision(model, ir.DataType.FLOAT))
 
 

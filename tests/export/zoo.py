@@ -127,7 +127,6 @@ ARCHITECTURES = [
     _timm("resnet50_gn", "group norm"),
     _timm("lambda_resnet26t", "lambda layers"),
     _timm("botnet26t_256", "bottleneck attention", 256),
-    _timm("halonet26t", "halo attention", 256),
     _timm("starnet_s1", "star operation, ReLU6"),
 ]
 
