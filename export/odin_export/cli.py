@@ -158,7 +158,7 @@ def _export(parsed: argparse.Namespace) -> int:
     if parsed.verify is not None and parsed.verify < 1:
         raise OdinError(f"--verify {parsed.verify}: give a number of directions from 1")
     from odin_export import exporter
-    from odin_export.classifier import Choice
+    from odin_export.ends import Choice
 
     options = exporter.Options(
         temperature=parsed.temperature,

@@ -29,8 +29,9 @@ from odin_engines.spec import (
 )
 from odin_export import clean, networks
 from odin_export.checkpoint import load_network
-from odin_export.classifier import Choice, Classifier
+from odin_export.classifier import Classifier
 from odin_export.emit import dims
+from odin_export.ends import Choice
 from odin_export.forward import forward_graph
 from odin_export.imported import Imported, read_classifier
 from odin_export.networks import MIN_SIZE, NETWORKS, RELEASE_MEAN, RELEASE_STD

@@ -16,8 +16,9 @@ import onnx_ir as ir
 from odin_engines.errors import OdinError
 from odin_engines.files import sha256
 from odin_export import clean
-from odin_export.classifier import Choice, Classifier, find_classifier, load_model
+from odin_export.classifier import Classifier, find_classifier, load_model
 from odin_export.emit import Emitter
+from odin_export.ends import Choice
 from odin_export.precision import in_precision
 
 LARGEST_SIZE = 16384

@@ -9,7 +9,8 @@ import torch
 from onnx import helper, numpy_helper, version_converter
 
 from export.user_models import BODY, FEATURES, IMAGES, LOGITS, OfText, raises, run_onnx, text_model
-from odin_export.classifier import Choice, Classifier, find_classifier
+from odin_export.classifier import Classifier, find_classifier
+from odin_export.ends import Choice
 
 WITH_SOFTMAX = f"{FEATURES} y = Softmax <axis = 1> (f)"
 

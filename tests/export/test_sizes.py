@@ -25,8 +25,9 @@ from export.user_models import (
 )
 from odin_engines.bundle import ODIN, read_bundle
 from odin_engines.errors import OdinError
-from odin_export.classifier import Choice, find_classifier
+from odin_export.classifier import find_classifier
 from odin_export.emit import dims
+from odin_export.ends import Choice
 from odin_export.imported import LARGEST_SIZE, image_shape, read_classifier
 from odin_export.prepare import prepared
 from odin_runtime import Scorer

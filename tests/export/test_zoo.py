@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import pytest
 
 from export import zoo
 
-pytest.importorskip("timm", reason="install timm and torchvision: pip install '.[cpu,test]'")
+pytestmark = pytest.mark.skipif(
+    find_spec("timm") is None, reason="install timm and torchvision: pip install '.[cpu,test]'"
+)
 
 
 # What the builder refuses, by network; all else has to build.
