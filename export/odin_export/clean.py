@@ -15,6 +15,7 @@ from onnxscript.optimizer import fold_constants_ir
 
 from odin_engines.errors import OdinError
 from odin_export.emit import constant_value, dims
+from odin_export.unroll import unroll
 
 # 20 is read by every engine at hand and has Gelu; newer ones add nothing these graphs need.
 OPSET = 20
@@ -68,6 +69,8 @@ def from_proto(model: onnx.ModelProto, fold_first: bool = False) -> ir.Model:
         raise OdinError(f"the ONNX model cannot be read: {error}") from error
     if fold_first or _has_subgraphs(converted.graph):
         fold(converted)
+    if _has_subgraphs(converted.graph):
+        unroll(converted.graph)
     return cleaned(converted)
 
 

@@ -27,8 +27,8 @@ def remedy(node: ir.Node) -> str:
         )
     if node.domain == "" and node.op_type in CONTROL_FLOW:
         return (
-            "what it runs is decided by the image: export the model with its condition or its "
-            "number of rounds fixed"
+            "what it runs is decided by the image, or is too long to write out: export the model "
+            "with its condition, or a small number of rounds, fixed"
         )
     if node.domain.startswith("com.microsoft"):
         return (
