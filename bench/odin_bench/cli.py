@@ -286,10 +286,12 @@ def _bundle(parsed: argparse.Namespace) -> Bundle:
     bundle = find_bundle(name, parsed.checkpoint, options, lambda step: _say(f"{name}: {step}"))
     for flag in ("mean", "std", "method"):
         asked, has = given.get(flag), getattr(bundle.spec, flag)
+        if isinstance(asked, tuple) and len(asked) == 1:  # one value for all channels
+            asked = asked * len(has)
         if asked is not None and asked != has:
             raise OdinError(
                 f"--{flag} {_plainly(asked)}: bundle {bundle.path} was exported with "
-                f"{_plainly(has)}; export another with odin-export --{flag} {_plainly(asked)}"
+                f"{_plainly(has)}; leave the flag out, or export another bundle with odin-export"
             )
     return bundle
 
@@ -398,7 +400,7 @@ def _print_summary(results: list[Result], scorer: Scorer, parity: Parity | None)
             f"published for the weights of the ODIN release; these are {spec.checkpoint}",
         )
     )
-    if spec.scores:
+    if any(result.scores for result in results):
         further = [(r.out_dataset, name, r.scores[name]) for r in results for name in r.scores]
         print("\n" + scores_table(sorted(further, key=lambda row: spec.scores.index(row[1]))))
     first = results[0]

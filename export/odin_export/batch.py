@@ -14,7 +14,7 @@ BATCH = "N"
 def free_batch(model: onnx.ModelProto, notes: list[str]) -> onnx.ModelProto:
     """Make the first axis of the only input dynamic, if it is fixed.
 
-    Exporters write a fixed batch into the targets of Reshape and Expand. Where the value that is
+    Exporters write a fixed batch into the targets of Reshape. Where the value that is
     reshaped starts with the batch, the target's first entry becomes "as it is". Whether images
     stay independent is for the caller to try: some networks cannot be freed.
     """

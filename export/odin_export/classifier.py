@@ -40,6 +40,8 @@ class Classifier:
         original: the file's model, from image to output, before anything was changed.
         bgr: whether it takes blue, green, red.
         notes: what was found and assumed, one line each, for the user.
+        log_probabilities: whether the logits are logarithms of probabilities, which differ from
+            those of the network by a constant for each image.
     """
 
     forward: onnx.ModelProto
@@ -51,6 +53,7 @@ class Classifier:
     original: onnx.ModelProto
     bgr: bool
     notes: list[str] = field(default_factory=list)
+    log_probabilities: bool = False
 
 
 def load_model(file: Path) -> onnx.ModelProto:
@@ -169,22 +172,17 @@ def _logits(graph: ir.Graph, notes: list[str], told: bool) -> ir.Value:
     node = value.producer()
     if told or node is None or node.domain:
         return _as_rows(graph, output)
-    if node.op_type == "Softmax" and _softmax_axis_is_classes(node):
-        notes.append(f"logits: the input of the final Softmax {node.name!r}")
+    if node.op_type in ("Softmax", "LogSoftmax") and _softmax_axis_is_classes(node):
+        notes.append(f"logits: the input of the final {node.op_type} {node.name!r}")
         assert node.inputs[0] is not None
         return _as_rows(graph, node.inputs[0])
-    if node.op_type == "LogSoftmax":
-        notes.append(
-            f"logits: the output of the final LogSoftmax {node.name!r}, from which they differ by "
-            "a constant that no score sees"
-        )
-    elif node.op_type == "TopK":
+    if node.op_type == "TopK":
         name = node.inputs[0].name if node.inputs[0] else "NAME"
         raise OdinError(
             f"the model ends in a TopK ({node.name!r}), which sorts the classes of each image; "
             f"name the logits before it with --logits {name}"
         )
-    elif node.op_type == "Sigmoid":
+    if node.op_type == "Sigmoid":
         raise OdinError(
             f"the model ends in a Sigmoid ({node.name!r}): it judges each class on its own, and "
             "ODIN needs a softmax over the classes. If they exclude each other, name the logits "

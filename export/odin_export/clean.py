@@ -42,7 +42,10 @@ def checked(model: onnx.ModelProto) -> onnx.ModelProto:
         copy = onnx.shape_inference.infer_shapes(copy)
         onnx.checker.check_model(copy, full_check=True)
     except Exception as error:  # the library raises many kinds for broken models
-        raise OdinError(f"the ONNX model cannot be read: {' '.join(str(error).split())}") from error
+        why = " ".join(str(error).split())
+        if "deprecated" in why:
+            why += f"; export the model with opset {OPSET}, or 21 for GroupNormalization"
+        raise OdinError(f"the ONNX model cannot be read: {why}") from error
     opset = next(
         (each.version for each in copy.opset_import if each.domain in ("", "ai.onnx")), OPSET
     )

@@ -185,10 +185,12 @@ def _export(parsed: argparse.Namespace) -> int:
         for note in source.notes:
             steps.say(f"  {note}")
         try:
+            if parsed.check and (status := _checked(source, steps)):
+                return status
             if parsed.verify is not None and not _verified(source, parsed.verify, steps):
                 return command.REFUSED
             if parsed.check:
-                return _checked(source, steps)
+                return 0
             bundle = exporter.write(source, output, steps.begin)
         except OdinError as error:
             if not is_file:

@@ -33,6 +33,7 @@ class Emitter:
         self._constants: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
         self._names = {value.name for value in (*graph.inputs, *graph.initializers.values())}
         for node in graph:
+            self._names.add(node.name)  # engines refuse two nodes of one name
             self._names.update(output.name for output in node.outputs)
 
     def wants(self, value: ir.Value | None) -> bool:

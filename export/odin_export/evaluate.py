@@ -2,7 +2,8 @@
 
 ONNX's own reference evaluator, with PyTorch's kernels for convolutions, pools and a few functions
 that it computes element by element in Python, or wrongly. It takes float64, which no engine does,
-and shares nothing with the gradient rules: it is what their claims are checked with.
+and is what the claims of the gradient rules are checked with. Of these, the rule of Resize alone
+uses ONNX's evaluator too.
 """
 
 from __future__ import annotations

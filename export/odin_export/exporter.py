@@ -246,6 +246,15 @@ def describe(imported: Imported, options: Options) -> Source:
             f"--mean and --std have {counts.pop()} values, but the images of "
             f"{imported.file} have {found.channels} channels: give one value for all, or one each"
         )
+    if imported.height[0] != imported.height[1] or imported.width[0] != imported.width[1]:
+        sides = [f"{least} to {most}" for least, most in (imported.height, imported.width)]
+        notes.append(f"sizes: {sides[0]} pixels high, {sides[1]} wide, as far as was tried")
+    for name in ("energy", "max-logit"):
+        if found.log_probabilities and name in options.scores:
+            raise OdinError(
+                f"--scores {name}: {imported.file} gives probabilities, which have lost what this "
+                "score is made of; name the logits with --logits NAME, or leave the score out"
+            )
     own = dataclasses.asdict(options) | dataclasses.asdict(normalisation)
     spec = Spec(
         model=imported.file.stem,
@@ -256,11 +265,22 @@ def describe(imported: Imported, options: Options) -> Source:
         channels=found.channels,
         height=imported.height,
         width=imported.width,
-        activation_bytes=_activation_bytes(found.forward, imported.height[0], imported.width[0]),
+        activation_bytes=_bytes_of_smallest(imported),
         tools=tool_versions(),
         **own,
     )
     return Source(found.forward, spec, notes)
+
+
+def _bytes_of_smallest(imported: Imported) -> int:
+    """Memory of an image of the smallest size, reckoned from one of a usual size.
+
+    A network that takes a single pixel does not shrink it, as it does with larger images.
+    """
+    sizes = (imported.height, imported.width)
+    tall, wide = (min(max(least, 224), most) for least, most in sizes)
+    share = imported.height[0] * imported.width[0] / (tall * wide)
+    return math.ceil(_activation_bytes(imported.classifier.forward, tall, wide) * share)
 
 
 def check_options(options: Options) -> None:

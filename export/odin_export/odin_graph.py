@@ -199,7 +199,7 @@ def _copy_of_forward(e: Emitter, parts: _Parts, image: ir.Value) -> ir.Value:
             [replaced.get(value, value) for value in node.inputs],
             list(node.attributes.values()),
             num_outputs=len(node.outputs),
-            name=f"{node.name}_perturbed",
+            name=e.unique(f"{node.name}_perturbed"),
         )
         for old, new in zip(node.outputs, copy.outputs, strict=True):
             new.name = e.unique(f"{old.name}_perturbed")

@@ -104,7 +104,7 @@ def _averaged_map(e: Emitter, features: ir.Value) -> ir.Value | None:
         spatial = _reduced_axes(node)
         if spatial not in ([2, 3], [1, 2]):
             return None
-    elif node.op_type == "AveragePool" and dims(features)[1] == dims(feature_map)[1]:
+    elif _is_one_window(node) and dims(features)[1] == dims(feature_map)[1]:
         spatial = [2, 3]  # one window, as there are no more features than channels
         kernel = list(node.attributes.get_ints("kernel_shape"))
         bounds = ([0, 0], kernel, [2, 3])
@@ -118,6 +118,16 @@ def _averaged_map(e: Emitter, features: ir.Value) -> ir.Value | None:
     if spatial == [2, 3]:
         feature_map = e.op("Transpose", feature_map, perm=[0, 2, 3, 1])
     return e.op("Reshape", feature_map, e.integers([0, -1, channels], "shape"))
+
+
+def _is_one_window(node: ir.Node) -> bool:
+    """An AveragePool whose only window, if it has one, lies at the first cells."""
+    return (
+        node.op_type == "AveragePool"
+        and not any(node.attributes.get_ints("pads", [0]))
+        and set(node.attributes.get_ints("dilations", [1])) == {1}
+        and node.attributes.get_string("auto_pad", "NOTSET") in ("NOTSET", "VALID")
+    )
 
 
 def _reduced_axes(node: ir.Node) -> list[int]:
@@ -162,13 +172,17 @@ def _entropy(e: Emitter, inputs: Inputs) -> ir.Value:
 def _gen(e: Emitter, inputs: Inputs) -> ir.Value:
     """-sum_i p_i^g (1 - p_i)^g over the 100 largest p_i, g = 0.1: generalised entropy
     (Liu, Lochman, Zach, "GEN", CVPR 2023, eq. 4)."""
-    probabilities = _probabilities(e, inputs)
-    if inputs.classes > GEN_CLASSES:
-        count = e.integers([GEN_CLASSES], "classes")
-        probabilities = e.first_of("TopK", 2, probabilities, count, axis=1)
-    one, gamma = (e.constant(np.float32(value)) for value in (1, GEN_GAMMA))
-    # The difference may fall below 0 by rounding, where a power has no value.
-    rest = e.op("Max", e.op("Sub", one, probabilities), e.constant(np.float32(0)))
+    every = _probabilities(e, inputs)
+    kept = min(GEN_CLASSES, inputs.classes)
+    probabilities = e.first_of("TopK", 2, every, e.integers([kept], "classes"), axis=1)
+    zero, one, gamma = (e.constant(np.float32(value)) for value in (0, 1, GEN_GAMMA))
+    # 1 - p of the likeliest is what the others add up to: near 1 the difference has few digits.
+    label = e.op("Unsqueeze", inputs.label, e.integers([1], "axes"))
+    likeliest = e.op("Equal", label, e.constant(np.arange(inputs.classes)[None], "classes"))
+    others = e.reduced("ReduceSum", e.op("Where", likeliest, zero, every), [1])
+    second, end, axis = (e.integers([n], "bound") for n in (1, kept, 1))
+    unlikely = e.op("Slice", probabilities, second, end, axis)
+    rest = e.op("Concat", others, e.op("Sub", one, unlikely), axis=1)
     product = e.op("Pow", e.op("Mul", probabilities, rest), gamma)
     return e.op("Neg", e.reduced("ReduceSum", product, [1], keepdims=False))
 

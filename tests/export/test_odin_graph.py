@@ -516,3 +516,27 @@ def test_a_file_of_its_own(
     assert [path.name for path in tmp_path.iterdir()] == ["odin.onnx"]
     found = by_onnxruntime(onnx.load(tmp_path / "odin.onnx"), {"images": raw_images(3)})
     check_outputs(found, expected_outputs(tiny_network, spec, raw_images(3)))
+
+
+def test_nodes_named_as_those_of_the_gradient(tiny_spec: Callable[..., Spec]) -> None:
+    """ONNX Runtime refuses two nodes of one name."""
+    forward = onnx.shape_inference.infer_shapes(
+        onnx.parser.parse_model("""
+            <ir_version: 10, opset_import: ["" : 20]>
+            network (float[N,3,4,4] images) => (float[N,3] logits) {
+                [relu] a = Relu (images)
+                [mul] b = Mul (a, images)
+                [where] c = GlobalAveragePool (b)
+                [softmax_perturbed] d = Flatten (c)
+                [log] logits = Neg (d)
+            }
+        """)
+    )
+    graph = odin_graph(forward, tiny_spec(classes=3, scores=("energy",)))
+    names = [node.name for node in graph.graph.node]
+    assert len(names) == len(set(names))
+    session = onnxruntime.InferenceSession(
+        graph.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    images = np.random.default_rng(0).standard_normal((2, 3, 4, 4)).astype(np.float32)
+    assert np.isfinite(session.run(["score"], {"images": images})[0]).all()

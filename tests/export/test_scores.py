@@ -191,3 +191,17 @@ def test_gen_of_many_classes_takes_the_hundred_likeliest(tiny_spec: Callable[...
     p = torch.from_numpy(found["logits"]).softmax(dim=1).topk(100).values.numpy()
     expected = -(p**0.1 * (1 - p) ** 0.1).sum(axis=1)
     np.testing.assert_allclose(found["gen"], expected, rtol=1e-5)
+
+
+def test_gen_of_a_confident_image_keeps_its_digits(tiny_spec: Callable[..., Spec]) -> None:
+    """Where the likeliest class has p = 1 - 1e-8, which float32 rounds to 1."""
+    model = parser.parse_model(
+        f"{HEADER} network (float[N,3,1,1] images) => (float[N,3] logits) "
+        "{ logits = Flatten (images) }"
+    )
+    spec = tiny_spec(classes=3, scores=("gen",))
+    images = np.array([20.0, 1.5, 0.0], np.float32).reshape(1, 3, 1, 1)
+    found = run(odin_graph(onnx.shape_inference.infer_shapes(model), spec), images)
+    p = torch.tensor([20.0, 1.5, 0.0], dtype=torch.float64).softmax(dim=0)
+    others = torch.stack([p[1] + p[2], 1 - p[1], 1 - p[2]])
+    np.testing.assert_allclose(found["gen"], -(p**0.1 * others**0.1).sum(), rtol=1e-5)

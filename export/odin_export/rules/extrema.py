@@ -55,7 +55,8 @@ def extremum(e: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
         return _larger_of_two(e, node, dy)
     y = node.outputs[0]
     chosen = [e.op("Cast", e.op("Equal", x, y), to=int(e.dtype)) for x in inputs]
-    share = e.op("Div", dy, e.op("Sum", *chosen))
+    # At least one: an engine that rounds y may leave no input equal to it.
+    share = e.op("Div", dy, e.op("Max", e.op("Sum", *chosen), e.floats(1, "one")))
     return [
         e.op("Mul", share, mask) if e.wants(x) else None
         for x, mask in zip(inputs, chosen, strict=True)

@@ -83,9 +83,13 @@ def _scale(node: ir.Node, axis: int) -> float | None:
 
 
 def _same(node: ir.Node, axis: int) -> bool:
-    """Whether an axis keeps its size, which leaves it as it is."""
+    """Whether an axis is left as it is. A scale such as 1.2 may keep its size and yet move it."""
+    scale = _scale(node, axis)
+    if scale is not None:
+        return scale == 1
     before, after = (dims(value)[axis] for value in (operand(node, 0), node.outputs[0]))
-    return _scale(node, axis) == 1 or (before is not None and before == after)
+    same = before is not None and before == after
+    return same and (axis not in _axes(node) or _limit(node) is None)
 
 
 def _assumed(node: ir.Node, axis: int) -> bool:
@@ -109,6 +113,8 @@ def _repeats(node: ir.Node, axis: int) -> int | None:
     """How often the axis, of any size, repeats each element; None where it does something else."""
     before, after = (dims(value)[axis] for value in (operand(node, 0), node.outputs[0]))
     scale = _scale(node, axis)
+    if scale is None and _limit(node) is not None:
+        return None  # the policy's scale is not the ratio of the sizes
     if scale is None and isinstance(before, int) and isinstance(after, int):
         scale = after / before
     if node.attributes.get_string("mode", "nearest") != "nearest" or scale is None:

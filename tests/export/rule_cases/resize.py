@@ -131,6 +131,25 @@ RESIZES = [
     ),
 ]
 
+RESIZES += [
+    resize(
+        f"{mode}, {coordinates}, a scale that keeps the size",
+        f'mode = "{mode}", coordinate_transformation_mode = "{coordinates}"',
+        scales(1, 1, 1, 1.2),
+        rtx=NO_SUCH_RESIZE,
+    )
+    for mode in ("nearest", "linear", "cubic")
+    for coordinates in ("half_pixel", "asymmetric")
+]
+RESIZES += [
+    resize(
+        "linear, a policy that keeps one size",
+        f'mode = "linear", keep_aspect_ratio_policy = "not_smaller", {SPATIAL}',
+        [4, 11],
+        ("N", 1, 4, 10),
+    )
+]
+
 BLOCKS = [
     *(
         Case(
