@@ -221,7 +221,7 @@ def test_ops_without_a_rule(
     model = text_model(
         BODY.replace("r = Relu (c)", nodes),
         domain=domain,
-        three=np.array(3),
+        three=np.array(1000),
         yes=np.array(True),
     )
     outcome = refusal(tmp_path, model)
