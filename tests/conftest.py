@@ -19,6 +19,9 @@ from odin_engines.bundle import FORWARD, GRADIENT, ODIN, Bundle, write_bundle
 from odin_engines.spec import Spec
 from odin_engines.torch_reference import TorchReference
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores are at work already
+    torch.set_num_threads(1)
+
 CLASSES = 10
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
 

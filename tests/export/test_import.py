@@ -208,7 +208,7 @@ def test_damaged_weights(tmp_path: Path) -> None:
         ("r = own.Thing (c)", "own", ("own:Thing",)),
         (
             "r = Loop (three, yes, c) <body = b (int64 i, bool go, float[N,5,6,6] v) => "
-            "(bool on, float[N,5,6,6] out) { on = Identity (go) out = Mul (v, v) }>",
+            "(bool on, float[N,5,6,6] out) { on = Identity (go) out = Sin (v) }>",
             None,
             ("(Loop)", "fixed"),
         ),

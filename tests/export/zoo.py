@@ -263,6 +263,7 @@ def compare(architecture: Architecture) -> Result:
     single = input_gradient(in_precision(forward, ir.DataType.FLOAT)).SerializeToString()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(single, options, providers=["CPUExecutionProvider"])
     generator = np.random.default_rng(0)
     errors_64, errors_32 = [], []
