@@ -86,7 +86,7 @@ def max_pool(e: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
     stages.append(y)
     for axis, source, maximum in zip(axes, stages[-2::-1], stages[:0:-1], strict=True):
         dy = _to_first_maximum(e, node, dy, window.along(axis), source, maximum)
-    return [*[dy]]
+    return [dy]
 
 
 def global_max_pool(e: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
