@@ -76,11 +76,6 @@ def _digest(file: Path, model: onnx.ModelProto) -> str:
     return hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
 
 
-def image_shape(imported: Imported, batch: int) -> tuple[int, int, int, int]:
-    """The smallest images that the network takes, as (batch, C, H, W)."""
-    return (batch, imported.classifier.channels, imported.height[0], imported.width[0])
-
-
 def _size_ranges(found: Classifier) -> tuple[tuple[int, int], tuple[int, int]]:
     """Smallest and largest height and width; dynamic ones are tried."""
     if found.height is not None and found.width is not None:
