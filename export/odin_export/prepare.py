@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from string import ascii_lowercase
+
 import onnx
 import onnx_ir as ir
 
@@ -23,4 +25,16 @@ def prepared(model: onnx.ModelProto) -> ir.Model:
     """
     ready = clean.from_proto(expanded(dequantised(clean.checked(model))), fold_first=True)
     resolve_sizes(ready)
+    _use_small_letters(ready.graph)
     return ready
+
+
+def _use_small_letters(graph: ir.Graph) -> None:
+    """Rename the indices of every Einsum that has capital letters, which TensorRT refuses."""
+    for node in graph:
+        equation = node.attributes.get_string("equation", "") if node.op_type == "Einsum" else ""
+        letters = list(dict.fromkeys(filter(str.isalpha, equation)))
+        if "->" not in equation or equation.islower() or len(letters) > len(ascii_lowercase):
+            continue  # without an arrow, the order of the letters has a meaning
+        small = str.maketrans(dict(zip(letters, ascii_lowercase, strict=False)))
+        node.attributes["equation"] = ir.AttrString("equation", equation.translate(small))

@@ -343,6 +343,20 @@ def test_assumed_sizes_are_checked_at_run_time(
         evaluator(input_gradient(model)).run(None, {"x": image, "seed": y})
 
 
+def test_capital_indices_of_einsum_become_small() -> None:
+    nodes = """y = Einsum <equation = "Bij,Bkj->Bik"> (x, x)"""
+    model = model_of(nodes, "double[N,2,3] x", "double[N,2,2] y")
+    assert_right(model, (2, 2, 3))
+    equations = [
+        attribute.s
+        for node in input_gradient(model).graph.node
+        for attribute in node.attribute
+        if node.op_type == "Einsum" and attribute.name == "equation"
+    ]
+    assert b"abc,adc->abd" in equations
+    assert all(equation == equation.lower() for equation in equations)
+
+
 def test_types_may_change_on_the_way() -> None:
     case = Case(
         "",
