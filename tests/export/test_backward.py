@@ -518,11 +518,12 @@ REFUSED = [
         f"[culprit] a = If (c) <{BRANCHES.format('Identity')}>\n y = Add (a, x)",
     ),
     Refused(
-        "Loop over x",
+        "a long Loop over x",
         "Loop",
         IN_RULES,
         """
-        [culprit] a = Loop (two, yes, x) <
+        many = Constant <value_int = 1000> ()
+        [culprit] a = Loop (many, yes, x) <
             body = b (int64 i, bool c, double[N,3] s) => (bool d, double[N,3] t) {
                 d = Identity (c)
                 t = Mul (s, x)
