@@ -13,13 +13,10 @@ from odin_engines.errors import OdinError
 from odin_export import clean
 from odin_export.emit import Emitter, dims
 from odin_export.obstacles import full_name, remedy
+from odin_export.precision import FLOATS
 from odin_export.prepare import prepared
 from odin_export.rules import BROADCASTING, NO_GRADIENT, RULES, SEVERAL_OUTPUTS, Rule
 from odin_export.rules.common import refused, summed_to
-
-FLOATS = frozenset(
-    {ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
-)
 
 
 def input_gradient(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -113,7 +113,7 @@ def find_classifier(model: onnx.ModelProto, choice: Choice | None = None) -> Cla
     _refuse_quantised(model)
     model = _modern(model, notes)
     original = model = cut(model, choice, notes)
-    model, layout = image_layout(model, choice.layout)
+    layout = image_layout(model, choice.layout)
     model = free_batch(model, notes)
     graph_model = prepared(model)
     logits = _logits(graph_model.graph, notes, told=choice.output is not None)

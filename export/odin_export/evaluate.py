@@ -17,11 +17,10 @@ import torch
 import torch.nn.functional as F
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
-from torch import Tensor
 
 from odin_export.evaluate_indexing import INDEXING
 from odin_export.evaluate_normalizations import NORMALIZATIONS
-from odin_export.evaluate_windows import WINDOWS
+from odin_export.evaluate_windows import WINDOWS, tensor
 
 
 def evaluator(model: onnx.ModelProto) -> ReferenceEvaluator:
@@ -57,14 +56,14 @@ class Erf(OpRun):
     op_domain = ""
 
     def _run(self, x: Any) -> Any:
-        return (torch.erf(_tensor(x)).numpy(),)
+        return (torch.erf(tensor(x)).numpy(),)
 
 
 class Gelu(OpRun):
     op_domain = ""
 
     def _run(self, x: Any, approximate: str | None = None) -> Any:
-        return (F.gelu(_tensor(x), approximate=approximate or "none").numpy(),)
+        return (F.gelu(tensor(x), approximate=approximate or "none").numpy(),)
 
 
 class GlobalAveragePool(OpRun):
@@ -117,12 +116,7 @@ class LogSoftmax(OpRun):
     op_domain = ""
 
     def _run(self, x: Any, axis: int = -1) -> Any:
-        return (torch.log_softmax(_tensor(x), axis).numpy(),)
-
-
-def _tensor(array: Any) -> Tensor:
-    array = np.require(array, requirements=("C", "W"))  # constants are read-only, which warns
-    return torch.from_numpy(array)
+        return (torch.log_softmax(tensor(x), axis).numpy(),)
 
 
 _OPS = [

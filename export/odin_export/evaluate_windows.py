@@ -67,9 +67,9 @@ class Conv(OpRun):
             attributes.get("auto_pad"), attributes.get("pads"), x.shape[2:], reach, strides
         )
         y = _CONV[rank](
-            _padded(_tensor(x), pads, 0),
-            _tensor(w),
-            None if b is None else _tensor(b),
+            _padded(tensor(x), pads, 0),
+            tensor(w),
+            None if b is None else tensor(b),
             stride=strides,
             dilation=dilations,
             groups=group,
@@ -88,16 +88,16 @@ class ConvTranspose(OpRun):
         dilations = attributes.get("dilations") or [1] * rank
         extra = list(attributes.get("output_padding") or [0] * rank)
         full = _CONV_TRANSPOSE[rank](
-            _tensor(x),
-            _tensor(w),
-            None if b is None else _tensor(b),
+            tensor(x),
+            tensor(w),
+            None if b is None else tensor(b),
             stride=strides,
             dilation=dilations,
             groups=attributes.get("group") or 1,
         )
         pads = self._pads(full.shape[2:], x.shape[2:], strides, extra, attributes)
         # Output padding may exceed the stride in ONNX; there, only the bias reaches it.
-        fill = 0.0 if b is None else _tensor(b).reshape(1, -1, *[1] * rank)
+        fill = 0.0 if b is None else tensor(b).reshape(1, -1, *[1] * rank)
         extended = _padded(full - fill, [0] * rank + extra, 0) + fill
         return (_padded(extended, [-pad for pad in pads], 0).numpy(),)
 
@@ -123,22 +123,25 @@ class ConvTranspose(OpRun):
         return less + more_ if auto_pad == "SAME_UPPER" else more_ + less
 
 
+def _pool(x: Any, attributes: dict[str, Any]) -> tuple[list[int], ...]:
+    """Kernel, strides, dilations, pads, and pads with what ceil_mode reaches beyond them."""
+    kernel = list(attributes["kernel_shape"])
+    strides = list(attributes.get("strides") or [1] * len(kernel))
+    dilations = list(attributes.get("dilations") or [1] * len(kernel))
+    reach, spatial = _reach(kernel, dilations), x.shape[2:]
+    given = attributes.get("auto_pad"), attributes.get("pads")
+    pads = _sizes_of_pads(*given, spatial, reach, strides)
+    reached = _with_ceil(pads, spatial, reach, strides) if attributes.get("ceil_mode") else pads
+    return kernel, strides, dilations, pads, reached
+
+
 class MaxPool(OpRun):
     op_domain = ""
 
     def _run(self, x: Any, **attributes: Any) -> Any:
-        kernel = list(attributes["kernel_shape"])
-        rank = len(kernel)
-        strides = list(attributes.get("strides") or [1] * rank)
-        dilations = list(attributes.get("dilations") or [1] * rank)
-        reach = _reach(kernel, dilations)
-        spatial = x.shape[2:]
-        pads = _sizes_of_pads(
-            attributes.get("auto_pad"), attributes.get("pads"), spatial, reach, strides
-        )
-        if attributes.get("ceil_mode"):
-            pads = _with_ceil(pads, spatial, reach, strides)
-        padded = _padded(_tensor(x), pads, -np.inf)
+        kernel, strides, dilations, _, pads = _pool(x, attributes)
+        rank, spatial = len(kernel), x.shape[2:]
+        padded = _padded(tensor(x), pads, -np.inf)
         y, index = _MAX_POOL[rank](padded, kernel, strides, dilation=dilations, return_indices=True)
         if len(self.onnx_node.output) < 2:
             return (y.numpy(),)
@@ -172,24 +175,16 @@ class AveragePool(OpRun):
     op_domain = ""
 
     def _run(self, x: Any, **attributes: Any) -> Any:
-        kernel = list(attributes["kernel_shape"])
-        rank = len(kernel)
-        strides = list(attributes.get("strides") or [1] * rank)
-        dilations = list(attributes.get("dilations") or [1] * rank)
-        reach = _reach(kernel, dilations)
-        spatial = x.shape[2:]
-        pads = _sizes_of_pads(
-            attributes.get("auto_pad"), attributes.get("pads"), spatial, reach, strides
-        )
-        reached = _with_ceil(pads, spatial, reach, strides) if attributes.get("ceil_mode") else pads
-        ones = torch.ones(1, 1, *spatial, dtype=_tensor(x).dtype)
+        kernel, strides, dilations, pads, reached = _pool(x, attributes)
+        rank, spatial = len(kernel), x.shape[2:]
+        ones = torch.ones(1, 1, *spatial, dtype=tensor(x).dtype)
         if attributes.get("count_include_pad"):  # cells beyond the pads never count
             ones = _padded(ones, pads, 1)
             beyond = [0] * rank + [a - b for a, b in zip(reached[rank:], pads[rank:], strict=True)]
             ones = _padded(ones, beyond, 0)
         else:
             ones = _padded(ones, reached, 0)
-        flat = _padded(_tensor(x), reached, 0).reshape(-1, 1, *ones.shape[2:])
+        flat = _padded(tensor(x), reached, 0).reshape(-1, 1, *ones.shape[2:])
         weight = torch.ones(1, 1, *kernel, dtype=flat.dtype)
         total, count = (
             _CONV[rank](each, weight, stride=strides, dilation=dilations) for each in (flat, ones)
@@ -204,17 +199,9 @@ class LpPool(OpRun):
     op_domain = ""
 
     def _run(self, x: Any, **attributes: Any) -> Any:
-        kernel = list(attributes["kernel_shape"])
+        kernel, strides, dilations, _, pads = _pool(x, attributes)
         rank, p = len(kernel), attributes.get("p") or 2
-        strides = list(attributes.get("strides") or [1] * rank)
-        dilations = list(attributes.get("dilations") or [1] * rank)
-        reach = _reach(kernel, dilations)
-        pads = _sizes_of_pads(
-            attributes.get("auto_pad"), attributes.get("pads"), x.shape[2:], reach, strides
-        )
-        if attributes.get("ceil_mode"):
-            pads = _with_ceil(pads, x.shape[2:], reach, strides)
-        powers = _padded(_tensor(x).abs() ** p, pads, 0)
+        powers = _padded(tensor(x).abs() ** p, pads, 0)
         flat = powers.reshape(-1, 1, *powers.shape[2:])
         weight = torch.ones(1, 1, *kernel, dtype=flat.dtype)
         total = _CONV[rank](flat, weight, stride=strides, dilation=dilations)
@@ -255,7 +242,8 @@ class Resize(op_resize.Resize):
         return (y[: len(X)] if 0 not in attributes["axes"] else y,)
 
 
-def _tensor(array: Any) -> Tensor:
+def tensor(array: Any) -> Tensor:
+    """Return an array as a PyTorch tensor."""
     array = np.require(array, requirements=("C", "W"))  # constants are read-only, which warns
     return torch.from_numpy(array)
 

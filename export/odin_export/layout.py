@@ -12,8 +12,8 @@ from odin_export.emit import dims
 _CHANNELS = (1, 3, 4)
 
 
-def image_layout(model: onnx.ModelProto, told: str | None) -> tuple[onnx.ModelProto, str]:
-    """Return the model, and the layout of its only input.
+def image_layout(model: onnx.ModelProto, told: str | None) -> str:
+    """Return the layout of the model's only input, "NCHW" or "NHWC".
 
     Raises:
         OdinError: the shape fits both layouts or none, and the user does not tell.
@@ -26,7 +26,7 @@ def image_layout(model: onnx.ModelProto, told: str | None) -> tuple[onnx.ModelPr
             "or (N, H, W, C)"
         )
     if told is not None:
-        return model, told
+        return told
     first, last = (shape[axis].dim_value in _CHANNELS for axis in (1, 3))
     if first == last:  # both could be, or none
         sizes = ", ".join(str(dim.dim_value or dim.dim_param or "?") for dim in shape)
@@ -34,7 +34,7 @@ def image_layout(model: onnx.ModelProto, told: str | None) -> tuple[onnx.ModelPr
             f"where the channels of input {value.name!r} ({sizes}) lie is not clear: tell with "
             "--layout NCHW or --layout NHWC"
         )
-    return model, "NCHW" if first else "NHWC"
+    return "NCHW" if first else "NHWC"
 
 
 def channels_first(graph: ir.Graph) -> None:

@@ -9,13 +9,13 @@ import onnx_ir as ir
 
 from odin_export.emit import Emitter, dims
 from odin_export.rules.common import Gradients, operand, refused, sizes_of
+from odin_export.rules.lengths import joined
 from odin_export.rules.windows import (
     LARGEST,
     Taps,
     Window,
     count_along,
     fitted,
-    joined,
     padded,
     pads_before,
     placed,

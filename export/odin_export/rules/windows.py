@@ -16,10 +16,9 @@ import onnx_ir as ir
 
 from odin_export.emit import Emitter, dims
 from odin_export.rules.common import refused, sizes_of
+from odin_export.rules.lengths import Size, joined
 
 Sizes = Sequence[int | str | None]
-# A size or a number of cells: known, or a vector of one element computed at run time.
-Count = int | ir.Value
 LARGEST = np.iinfo(np.int64).max
 
 
@@ -170,15 +169,7 @@ def padded(
     return e.op("Pad", value, e.integers([0, 0, *before, 0, 0, *after], "pads"), e.floats(fill))
 
 
-def joined(e: Emitter, counts: Sequence[Count]) -> ir.Value:
-    """One int64 vector of sizes, of which some may be computed at run time."""
-    if all(isinstance(count, int) for count in counts):
-        return e.integers([count for count in counts if isinstance(count, int)], "sizes")
-    parts = [e.integers([count]) if isinstance(count, int) else count for count in counts]
-    return e.op("Concat", *parts, axis=0)
-
-
-def count_along(e: Emitter, value: ir.Value, axis: int, extra: int = 0, factor: int = 1) -> Count:
+def count_along(e: Emitter, value: ir.Value, axis: int, extra: int = 0, factor: int = 1) -> Size:
     """(size + extra) * factor, of one axis of a value of the forward graph."""
     size = dims(value)[axis]
     if isinstance(size, int):
@@ -189,7 +180,7 @@ def count_along(e: Emitter, value: ir.Value, axis: int, extra: int = 0, factor: 
     return count if factor == 1 else e.op("Mul", count, e.integers([factor]))
 
 
-def known(counts: Sequence[Count]) -> list[int | None]:
+def known(counts: Sequence[Size]) -> list[int | None]:
     return [count if isinstance(count, int) else None for count in counts]
 
 
@@ -207,7 +198,7 @@ def with_gaps(e: Emitter, dy: ir.Value, y: ir.Value, strides: Sequence[int]) -> 
 
 
 def separated(
-    e: Emitter, value: ir.Value, strides: Sequence[int], channels: Count, counts: Sequence[Count]
+    e: Emitter, value: ir.Value, strides: Sequence[int], channels: Size, counts: Sequence[Size]
 ) -> ir.Value:
     """(N, C, M1 s1, ...) -> (N, s1 ... sr C, M1, ...): cells of one residue side by side."""
     rank = len(strides)
@@ -230,8 +221,8 @@ def interleaved(
     e: Emitter,
     residues: Sequence[ir.Value],
     strides: Sequence[int],
-    channels: Count,
-    counts: Sequence[Count],
+    channels: Size,
+    counts: Sequence[Size],
 ) -> ir.Value:
     """The inverse of `separated`, of images (N, C, M1, ...) for each residue, last axis fastest."""
     rank = len(strides)
@@ -246,7 +237,7 @@ def interleaved(
     return e.op("Reshape", ordered, joined(e, [0, 0, *_merged(e, counts, strides)]))
 
 
-def _merged(e: Emitter, counts: Sequence[Count], strides: Sequence[int]) -> list[Count]:
+def _merged(e: Emitter, counts: Sequence[Size], strides: Sequence[int]) -> list[Size]:
     return [
         count * stride
         if isinstance(count, int)
