@@ -138,8 +138,8 @@ def _add_proof_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--check",
         action="store_true",
-        help="write nothing: show which ops have gradient rules, which engines take the result, "
-        "and the first obstacle; exit status 1 if there is one",
+        help="write nothing, to --output neither: show which ops have gradient rules, which "
+        "engines take the result, and the first obstacle; exit status 1 if there is one",
     )
     group.add_argument(
         "--verify",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from odin_engines.errors import OdinError
 from odin_export.backward import input_gradient
 from odin_export.evaluate import evaluator
 from odin_export.precision import in_precision
@@ -50,19 +52,25 @@ def directions(forward: onnx.ModelProto, shape: tuple[int, ...], count: int) -> 
         forward: one float input and one float output; converted to float64.
         shape: of the images to try, batch included.
         count: of directions; each has images of its own.
+
+    Raises:
+        OdinError: an op has no gradient rule, or the evaluator cannot run the model.
     """
     double = in_precision(forward, ir.DataType.DOUBLE)
     backward = input_gradient(double)  # first: it says which op has no rule
-    run_forward, run_backward = evaluator(double), evaluator(backward)
+    with _failures_in_words():
+        run_forward, run_backward = evaluator(double), evaluator(backward)
     image = double.graph.input[0].name
     generator = np.random.default_rng(0)
 
     def gradient_of(x: np.ndarray, factors: np.ndarray) -> np.ndarray:
         feeds = {image: x, "seed": factors}
-        return np.asarray(next(iter(run_backward.run(["input_gradient"], feeds))))
+        with _failures_in_words():
+            return np.asarray(next(iter(run_backward.run(["input_gradient"], feeds))))
 
     def logits_of(x: np.ndarray) -> np.ndarray:
-        return np.asarray(next(iter(run_forward.run(None, {image: x}))))
+        with _failures_in_words():
+            return np.asarray(next(iter(run_forward.run(None, {image: x}))))
 
     for _ in range(count):
         x, v = generator.standard_normal((2, *shape))
@@ -74,6 +82,19 @@ def directions(forward: onnx.ModelProto, shape: tuple[int, ...], count: int) -> 
             if found.holds:
                 break
         yield found
+
+
+@contextlib.contextmanager
+def _failures_in_words() -> Iterator[None]:
+    """Let what the evaluator does not know or cannot compute end in one line."""
+    try:
+        yield
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        why = " ".join(str(error).split())
+        raise OdinError(
+            f"--verify cannot run the model in float64: {why}; leave --verify out, and compare "
+            "gradient.onnx with the framework that the model comes from"
+        ) from error
 
 
 def _agreement(gradient: np.ndarray, v: np.ndarray, numeric: float, step: float) -> Agreement:

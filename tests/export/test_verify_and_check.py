@@ -53,6 +53,21 @@ def test_right_gradients_agree() -> None:
     assert all(each.error < 1e-7 for each in found)
 
 
+def test_what_the_evaluator_cannot_run_ends_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Unable:
+        def __init__(self, model: Any) -> None: ...
+
+        def run(self, *_: Any) -> None:
+            raise NotImplementedError("no such op,\nnot yet")
+
+    monkeypatch.setattr("odin_export.verify.evaluator", Unable)
+    outcome = odin_export(save(tmp_path, text_model()), "--verify", "1")
+    assert_refused(outcome)
+    assert "cannot run the model in float64: no such op, not yet; leave --verify out" in outcome.err
+
+
 def test_the_numbers_are_those_of_autograd() -> None:
     """x, v and s drawn as `directions` draws them: <gradient of <s, f(x)>, v>."""
     model = text_model()
