@@ -233,7 +233,14 @@ class _Steps:
 
 def _verified(source: Source, count: int, steps: _Steps) -> bool:
     """Compare the gradient with finite differences, and say how it went."""
-    from odin_export.verify import STEPS, TOLERANCE, directions, trial_shape
+    from odin_export.verify import (
+        LOGITS_TOLERANCE,
+        STEPS,
+        TOLERANCE,
+        directions,
+        logits_error,
+        trial_shape,
+    )
 
     spec = source.spec
     shape = trial_shape(2, spec.channels, spec.height, spec.width)
@@ -250,6 +257,13 @@ def _verified(source: Source, count: int, steps: _Steps) -> bool:
             + (f" at step {each.step:g}" if each.step != STEPS[0] else "")
             + ("" if each.holds else "  DIFFERS")
         )
+    error = logits_error(source.forward, shape)
+    same = error <= LOGITS_TOLERANCE
+    steps.say(
+        f"  logits in float64 against ONNX Runtime's in float32: error {error:.1e}"
+        + ("" if same else f"  DIFFERS (allowed: {LOGITS_TOLERANCE:g} of their norm)")
+    )
+    held = held and same
     verdict = "agree" if held else "DIFFER: please report this model"
     steps.say(f"  they {verdict} (allowed: {TOLERANCE:g} of the gradient's norm)")
     return held

@@ -257,7 +257,7 @@ def describe(imported: Imported, options: Options) -> Source:
             )
     own = dataclasses.asdict(options) | dataclasses.asdict(normalisation)
     spec = Spec(
-        model=imported.file.stem,
+        model=imported.file.name,  # with .onnx: no name of the four networks
         architecture=imported.file.stem,
         checkpoint=imported.file.name,
         checkpoint_sha256=imported.digest,

@@ -80,7 +80,7 @@ def _size_ranges(found: Classifier) -> tuple[tuple[int, int], tuple[int, int]]:
     """Smallest and largest height and width; dynamic ones are tried."""
     if found.height is not None and found.width is not None:
         return (found.height, found.height), (found.width, found.width)
-    run = _session(found.forward)
+    run = session(found.forward)
 
     def fits(size: int) -> bool:
         shape = (1, found.channels, found.height or size, found.width or size)
@@ -135,7 +135,7 @@ def _tried(found: Classifier, size: tuple[int, int]) -> Classifier:
     """
     generator = np.random.default_rng(0)
     images = generator.standard_normal((3, found.channels, *size)).astype(np.float32)
-    run = _session(found.forward)
+    run = session(found.forward)
     try:
         (together,) = run(images)
     except OdinError as error:
@@ -166,8 +166,8 @@ def _tried(found: Classifier, size: tuple[int, int]) -> Classifier:
             notes=[*found.notes, note],
             log_probabilities=True,
         )
-    sums = np.exp(together.astype(np.float64)).sum(axis=1)
-    return dataclasses.replace(found, log_probabilities=bool(np.allclose(sums, 1, atol=1e-3)))
+    sums = np.logaddexp.reduce(together.astype(np.float64), axis=1)
+    return dataclasses.replace(found, log_probabilities=bool(np.allclose(sums, 0, atol=1e-3)))
 
 
 def _compare_with_file(found: Classifier, images: np.ndarray, logits: np.ndarray) -> None:
@@ -228,21 +228,25 @@ def _with_logarithm(forward: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _session_in_float32(model: onnx.ModelProto) -> Any:
-    """As `_session`, of a model of any type: ONNX Runtime does not run every op in the others."""
+    """As `session`, of a model of any type: ONNX Runtime does not run every op in the others."""
     if model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT:
         with contextlib.suppress(OdinError):  # float64 inside
-            return _session(model)
-    return _session(in_precision(model, ir.DataType.FLOAT))
+            return session(model)
+    return session(in_precision(model, ir.DataType.FLOAT))
 
 
-def _session(model: onnx.ModelProto) -> Any:
-    """A function: images -> outputs, in ONNX Runtime."""
+def session(model: onnx.ModelProto) -> Callable[[np.ndarray], list[np.ndarray]]:
+    """Return a function: images -> outputs, in ONNX Runtime.
+
+    Raises:
+        OdinError: ONNX Runtime cannot open the model; the function raises it where a run fails.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     try:
-        session = onnxruntime.InferenceSession(
+        opened = onnxruntime.InferenceSession(
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
     except Exception as error:
@@ -251,7 +255,7 @@ def _session(model: onnx.ModelProto) -> Any:
 
     def run(images: np.ndarray) -> list[np.ndarray]:
         try:
-            return session.run(None, {name: images})
+            return opened.run(None, {name: images})
         except Exception as error:
             raise OdinError(f"ONNX Runtime failed on images {images.shape}: {error}") from error
 

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from odin_engines.errors import OdinError
 from odin_export.backward import input_gradient
 from odin_export.evaluate import evaluator
+from odin_export.imported import session
 from odin_export.precision import in_precision
 
 # Changes of pixels, whose standard deviation is one. The first leaves some ten digits of a double;
@@ -20,6 +21,8 @@ from odin_export.precision import in_precision
 # equal cells of a maximum) may lie within it. A wrong gradient differs at every step.
 STEPS = (1e-6, 1e-7, 1e-8)
 TOLERANCE = 1e-5
+# Of float32 logits, relative to their norm; some architectures lose four digits.
+LOGITS_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,30 @@ def directions(forward: onnx.ModelProto, shape: tuple[int, ...], count: int) -> 
             if found.holds:
                 break
         yield found
+
+
+def logits_error(forward: onnx.ModelProto, shape: tuple[int, ...]) -> float:
+    """How far the logits in float64 are from ONNX Runtime's in float32: |difference| / |logits|.
+
+    Finite differences are taken of the float64 evaluator, from which some rules take their
+    constants (Resize its weights). That the evaluator computes the network is shown by an engine
+    which shares no code with it.
+
+    Args:
+        forward: one float input and one float output.
+        shape: of the images to try, batch included.
+
+    Raises:
+        OdinError: ONNX Runtime or the evaluator cannot run the model.
+    """
+    images = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
+    name = forward.graph.input[0].name
+    with _failures_in_words():
+        run = evaluator(in_precision(forward, ir.DataType.DOUBLE)).run
+        expected = np.asarray(next(iter(run(None, {name: images.astype(np.float64)}))))
+    (found,) = session(in_precision(forward, ir.DataType.FLOAT))(images)
+    norm = max(float(np.linalg.norm(expected)), float(np.finfo(np.float32).tiny))
+    return float(np.linalg.norm(found - expected)) / norm
 
 
 @contextlib.contextmanager

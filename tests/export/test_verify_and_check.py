@@ -28,6 +28,7 @@ from odin_export import check as checking
 from odin_export.check import as_text, check
 from odin_export.classifier import find_classifier
 from odin_export.emit import Emitter
+from odin_export.evaluate import evaluator
 from odin_export.exporter import Options, from_file
 from odin_export.obstacles import QUANTISED
 from odin_export.rules import NO_GRADIENT, RULES
@@ -119,6 +120,27 @@ def test_a_wrong_rule_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert sorted(tmp_path.iterdir()) == [file]
     checked = odin_export(*arguments, "--check")
     assert checked.status == 1
+
+
+def test_an_evaluator_that_computes_another_network_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rule and evaluator agree with each other, and neither with ONNX Runtime."""
+
+    class Halved:
+        def __init__(self, model: Any) -> None:
+            self._evaluator = evaluator(model)
+
+        def run(self, *arguments: Any) -> list[np.ndarray]:
+            return [each / 2 for each in self._evaluator.run(*arguments)]
+
+    monkeypatch.setattr("odin_export.verify.evaluator", Halved)
+    file = save(tmp_path, text_model())
+    outcome = odin_export(file, "--output", tmp_path / "bundle", "--verify", 2)
+    assert outcome.status == 1
+    assert "against ONNX Runtime's in float32: error 1.0e+00  DIFFERS" in outcome.out
+    assert outcome.out.count("DIFFERS") == 1  # no direction does
+    assert not (tmp_path / "bundle").exists()
 
 
 def test_a_right_rule_lets_the_bundle_be_written(tmp_path: Path) -> None:
