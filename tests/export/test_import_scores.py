@@ -178,7 +178,7 @@ def test_what_a_bundle_says(tmp_path: Path) -> None:
     model = text_model(outputs=LOGITS)
     bundle, outcome = exported(tmp_path, model, "--scores", "energy")
     spec = read_bundle(bundle).spec
-    assert (spec.model, spec.classes, spec.channels) == ("user", 5, 3)
+    assert (spec.model, spec.classes, spec.channels) == ("user.onnx", 5, 3)
     assert (spec.height, spec.width, spec.scores) == ((8, 8), (8, 8), ("energy",))
     assert "5 classes" in outcome.out
     assert "logits, energy" in outcome.out

@@ -220,8 +220,24 @@ def _randomise(built: nn.Module) -> None:
 
 
 def exported(built: nn.Module, size: int) -> onnx.ModelProto:
-    """Export with a dynamic batch, as users do: `images` -> `logits`."""
+    """Export with a dynamic batch, as users do: `images` -> `logits`.
+
+    PyTorch 2.13 cannot export some uses of its fused attention in float64; timm's networks then
+    compute the same attention step by step.
+    """
     images = torch.zeros(2, 3, size, size, dtype=torch.float64)
+    try:
+        return _exported(built, images)
+    except torch.onnx.OnnxExporterError:
+        fused = [module for module in built.modules() if getattr(module, "fused_attn", False)]
+        if not fused:
+            raise
+    for module in fused:
+        module.fused_attn = False
+    return _exported(built, images)
+
+
+def _exported(built: nn.Module, images: torch.Tensor) -> onnx.ModelProto:
     with _quietly():
         program = torch.onnx.export(
             built,
@@ -244,9 +260,11 @@ def _quietly() -> Iterator[None]:
         warnings.simplefilter("ignore")
         for logger in loggers:
             logger.setLevel(logging.ERROR)
-        yield
-    for logger, level in zip(loggers, levels, strict=True):
-        logger.setLevel(level)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
 
 
 def compare(architecture: Architecture) -> Result:

@@ -7,7 +7,7 @@ from export.zoo import Architecture
 # timm: module, its member with the fewest parameters and pixels, size of the images.
 _TIMM = [
     ("beit", "beit_base_patch16_224", 224),
-    ("byoanet", "halonet_h1", 96),
+    ("byoanet", "halonet_h1", 256),
     ("byobnet", "test_byobnet", 96),
     ("cait", "cait_xxs24_224", 224),
     ("coat", "coat_tiny", 224),
