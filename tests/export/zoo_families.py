@@ -20,7 +20,7 @@ _TIMM = [
     ("cspnet", "cs3darknet_focus_s", 96),
     ("cspnext", "cspnext_tiny", 96),
     ("davit", "davit_tiny", 96),
-    ("deepseek_vit", "deepseek_vit_412m", 96),
+    ("deepseek_vit", "deepseek_vit_412m", 112),
     ("deit", "deit_tiny_patch16_224", 224),
     ("densenet", "densenet121", 96),
     ("dla", "dla46x_c", 96),
