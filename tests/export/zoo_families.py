@@ -7,7 +7,7 @@ from export.zoo import Architecture
 # timm: module, its member with the fewest parameters and pixels, size of the images.
 _TIMM = [
     ("beit", "beit_base_patch16_224", 224),
-    ("byoanet", "halonet_h1", 256),
+    ("byoanet", "halonet26t", 256),
     ("byobnet", "test_byobnet", 96),
     ("cait", "cait_xxs24_224", 224),
     ("coat", "coat_tiny", 224),
@@ -129,8 +129,9 @@ _TORCHVISION = [
     ("vit_b_32", 224),
     ("wide_resnet50_2", 96),
 ]
-# Arguments without which a network builds parts for training alone.
+# Arguments without which a network builds parts for training alone, or is too large for a check.
 _ARGUMENTS = {
+    "deepseek_vit_412m": {"depth": 2},
     "googlenet": {"aux_logits": False, "init_weights": False},
     "inception_v3": {"aux_logits": False, "init_weights": False},
 }
@@ -140,5 +141,8 @@ FAMILIES = [
         Architecture("torchvision", name, "torchvision", size, _ARGUMENTS.get(name, {}))
         for name, size in _TORCHVISION
     ),
-    *(Architecture("timm", name, module, size) for module, name, size in _TIMM),
+    *(
+        Architecture("timm", name, module, size, _ARGUMENTS.get(name, {}))
+        for module, name, size in _TIMM
+    ),
 ]
