@@ -37,7 +37,7 @@ _TIMM = [
     ("fastvit", "fastvit_t8", 96),
     ("focalnet", "focalnet_tiny_srf", 96),
     ("gcvit", "gcvit_xxtiny", 224),
-    ("gemma4_vit", "gemma4_vit_167m_enc", 96),
+    ("gemma4_vit", "gemma4_vit_167m", 96),
     ("ghostnet", "ghostnet_050", 96),
     ("hardcorenas", "hardcorenas_b", 96),
     ("hgnet", "hgnetv2_b0", 96),
@@ -132,6 +132,7 @@ _TORCHVISION = [
 # Arguments without which a network builds parts for training alone, or is too large for a check.
 _ARGUMENTS = {
     "deepseek_vit_412m": {"depth": 2},
+    "gemma4_vit_167m": {"depth": 3},
     "googlenet": {"aux_logits": False, "init_weights": False},
     "inception_v3": {"aux_logits": False, "init_weights": False},
 }
