@@ -276,3 +276,21 @@ def test_bench_of_a_bundle_that_is_not_tunable(
     assert written["results"][0]["magnitude"] == 0.01
     refused(run(bench.main, path, *flags, "--magnitude", 0.5), "--magnitude 0.5", "--tunable")
     refused(run(bench.main, path, *flags, "--method", "exact"), "--method", "odin-export")
+
+
+@pytest.mark.parametrize(("flags", "size"), [((), 32), (("--resize", 40), 40)])
+def test_images_are_scaled_to_what_the_network_takes(
+    run: Command, bundle: Path, sets: Path, flags: tuple[object, ...], size: int
+) -> None:
+    """28x28 images, of which the network takes none: to its smallest size, or as the user says."""
+    arguments = (bundle, "--in-dataset", sets / "small.npz", "--out-dataset", sets / "far.npz")
+    outcome = run(bench.main, *arguments, *flags, "--parity", 0, "--json", "out.json")
+    assert outcome.status == 0, outcome.err
+    assert ("images are scaled to 32x32" in outcome.err) == (not flags)
+    ins, outs = (
+        np.stack([np.asarray(Image.fromarray(each).resize((size, size), 2)) for each in images])
+        for images in (images_of(sets, "small"), images_of(sets, "far"))
+    )
+    baseline, odin = judged(Scorer.open(bundle), ins, outs)
+    assert results()["results"][0]["odin"]["auroc"] == pytest.approx(odin.auroc)
+    assert results()["results"][0]["baseline"]["auroc"] == pytest.approx(baseline.auroc)

@@ -24,7 +24,7 @@ from odin_runtime import Scorer
         ("--limit 0", ("--limit", "from 1")),
         ("--limit many", ("--limit", "many")),
         ("--crop -1", ("--crop",)),
-        ("--crop 16", ("16 pixels high", "32 to 63")),
+        ("--resize 16", ("16 pixels high", "32 to 63")),
         ("--threads 0", ("--threads",)),
         ("--engine cuda", ("--engine", "cuda", "openvino")),
         ("--metrics mine", ("--metrics", "mine")),
