@@ -189,8 +189,8 @@ def search_path(data: Path | None = None) -> list[Path]:
 def available(data: Path | None = None, in_dataset: str = "cifar10") -> list[str]:
     """Return the out-of-distribution sets that `load` can give now, downloading nothing.
 
-    They come in the order of the release. The CIFAR set offered is the one that is not
-    `in_dataset`: CIFAR-10 for `cifar100`, else CIFAR-100.
+    They come in the order of the release, without `in_dataset` itself. The CIFAR set offered is
+    the one that is not `in_dataset`: CIFAR-10 for `cifar100`, else CIFAR-100.
 
     Raises:
         OdinError: `data` is given and is not a folder.
@@ -200,7 +200,7 @@ def available(data: Path | None = None, in_dataset: str = "cifar10") -> list[str
     return [
         name
         for name in OUT_SETS
-        if name != own and (name in _NOISE_SEEDS or _locate(name, folders) is not None)
+        if name not in (own, in_dataset) and (name in _NOISE_SEEDS or _locate(name, folders) is not None)
     ]
 
 

@@ -127,6 +127,7 @@ def test_available_keeps_the_order_of_the_release_and_leaves_out_the_own_set(dat
     sets = ["Imagenet", "LSUN", "iSUN", "SVHN", "DTD"]
     assert available(data) == [*sets, "CIFAR-100", "Uniform", "Gaussian"]
     assert available(data, "CIFAR-100") == [*sets, "CIFAR-10", "Uniform", "Gaussian"]
+    assert available(data, "Imagenet") == [*sets[1:], "CIFAR-100", "Uniform", "Gaussian"]
 
 
 def test_the_best_cifar100_file_at_hand_is_taken_for_either_role(data):
