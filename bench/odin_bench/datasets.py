@@ -200,7 +200,8 @@ def available(data: Path | None = None, in_dataset: str = "cifar10") -> list[str
     return [
         name
         for name in OUT_SETS
-        if name not in (own, in_dataset) and (name in _NOISE_SEEDS or _locate(name, folders) is not None)
+        if name not in (own, in_dataset)
+        and (name in _NOISE_SEEDS or _locate(name, folders) is not None)
     ]
 
 
