@@ -62,6 +62,8 @@ def test_what_is_written_is_read(tmp_path: Path, tiny_spec: SpecMaker) -> None:
         in_dataset="cifar10",
         method="first-order",
         precision="bf16",
+        graph_precision="bf16",
+        seed_scale=0.25,
         input_type="uint8",
         tunable=True,
         scores=("energy", "gen"),
@@ -337,7 +339,8 @@ def test_a_missing_field(folder: Path, name: str) -> None:
 
 def test_fields_with_a_default_may_be_missing(folder: Path, tiny_spec: SpecMaker) -> None:
     description = json.loads((folder / "odin.json").read_text("utf-8"))
-    for name in ("channels", "in_dataset", "method", "precision", "tunable", "threshold", "tools"):
+    names = ("channels", "in_dataset", "method", "precision", "graph_precision", "seed_scale")
+    for name in (*names, "tunable", "threshold", "tools"):
         del description[name]
     (folder / "odin.json").write_text(json.dumps(description))
     assert read_bundle(folder).spec == tiny_spec()
@@ -371,6 +374,8 @@ BAD_VALUES = {
     "magnitude": (-0.1, NAN, INFINITY, "0", None, False, HUGE),
     "method": ("Exact", "", None, 0, ["exact"], {"a": 1}),
     "precision": ("float32", None, 32),
+    "graph_precision": ("float16", None, 16, "fp16"),
+    "seed_scale": (0, -2, 3, 0.3, NAN, INFINITY, "1", None, True),
     "input_type": ("int8", None, []),
     "tunable": (1, "yes", None, "false"),
     "scores": ("energy", 1, None, [1], {"energy": 1}),
