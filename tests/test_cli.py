@@ -21,6 +21,7 @@ from odin_bench import cli as bench
 from odin_bench.metrics import Metrics, evaluate, reference_grids
 from odin_bench.published import Published
 from odin_engines.bundle import Bundle, read_bundle
+from odin_engines.engine import unavailable
 from odin_engines.errors import OdinError
 from odin_engines.torch_reference import TorchReference
 from odin_export import cli as export
@@ -186,6 +187,18 @@ def test_export_with_every_flag(run: Command, weights: Path) -> None:
     assert (spec.precision, spec.input_type, spec.tunable) == ("bf16", "uint8", True)
 
 
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_export_writes_the_precision(run: Command, weights: Path, precision: str) -> None:
+    outcome = run(export.main, "tiny10", "--checkpoint", weights, "--precision", precision)
+    assert outcome.status == 0, outcome.err
+    spec = read_bundle(Path("tiny10")).spec
+    assert (spec.precision, spec.graph_precision) == (precision, precision)
+    assert f"the network is in {precision}" in outcome.out
+    assert (f"seed of the backward pass x {spec.seed_scale:g}" in outcome.out) == (
+        precision == "fp16"
+    )
+
+
 def test_export_replaces_a_bundle(run: Command, weights: Path, bundle: Path) -> None:
     shutil.copytree(bundle, "mine")
     arguments = ("tiny10", "--checkpoint", weights, "--output", "mine", "--magnitude", "0.5")
@@ -201,7 +214,7 @@ def test_export_replaces_a_bundle(run: Command, weights: Path, bundle: Path) -> 
         ("tiny10 --checkpoint none.pth", ("none.pth",)),
         ("model.onnx", ("model.onnx", "no such file")),
         ("tiny10 --engine trt", ("trt", "TensorRT")),
-        ("tiny10 --engine rtx", ("rtx", "TensorRT")),
+        ("tiny10 --engine rtx --timingCacheFile a", ("--timingCacheFile is for", "trt")),
         ("tiny10 --engine cuda", ("--engine", "cuda", "onnx")),
         ("tiny10 --temperature 0", ("--temperature", "0")),
         ("tiny10 --temperature -1", ("--temperature", "-1")),
@@ -215,7 +228,6 @@ def test_export_replaces_a_bundle(run: Command, weights: Path, bundle: Path) -> 
         ("tiny10 --magnitude 1e60", ("--magnitude", "1e+60")),
         ("tiny10 --magnitude some", ("--magnitude", "some")),
         ("tiny10 --method fast", ("--method", "fast", "first-order")),
-        ("tiny10 --precision fp16", ("--precision", "fp16", "bf16")),
         ("tiny10 --precision int8", ("--precision", "int8")),
         ("tiny10 --input-type float64", ("--input-type", "float64", "uint8")),
         ("tiny10 --mean 0.5", ("--mean", "--std", "both")),
@@ -394,7 +406,7 @@ def test_bench_in_an_engine_that_is_not_here(
     run: Command, bundle: Path, sets: Path, engine: str
 ) -> None:
     outcome = run(bench.main, bundle, *pair(sets, "far"), "--engine", engine)
-    refused(outcome, f"engine {engine} is not available", "TensorRT")
+    refused(outcome, f"engine {engine} is not available", "libcuda.so.1", "openvino and ort run")
 
 
 def test_bench_by_name_exports_once(
@@ -417,6 +429,31 @@ def test_bench_by_name_exports_once(
     assert third.out == first.out
     read_bundle(bundles[0].parent)
     assert list(Path.cwd().iterdir()) == [Path.cwd() / "out.json"]
+
+
+@pytest.mark.parametrize(
+    ("engine", "precision", "written"), [("ort", "fp16", "fp16"), ("openvino", "bf16", "fp32")]
+)
+def test_bench_by_name_in_half_precision(
+    run: Command,
+    sets: Path,
+    weights: Path,
+    tmp_path: Path,
+    engine: str,
+    precision: str,
+    written: str,
+) -> None:
+    """OpenVINO makes bfloat16 of a float32 bundle; else the precision is in the graphs."""
+    if (why := unavailable(engine, precision)) is not None:
+        pytest.skip(why)
+    arguments = ("tiny10", "--checkpoint", weights, *pair(sets, "far"), "--json", "out.json")
+    outcome = run(bench.main, *arguments, "--engine", engine, "--precision", precision)
+    assert outcome.status == 0, outcome.err
+    (bundle,) = (tmp_path / "cache").rglob("odin.json")
+    assert read_bundle(bundle.parent).spec.graph_precision == written
+    found = results()
+    assert (found["engine"], found["precision"]) == (engine, precision)
+    assert 0.5 < found["parity"]["sign_agreement"] <= 1
 
 
 def test_bench_limit(run: Command, bundle: Path, sets: Path) -> None:
