@@ -116,7 +116,7 @@ def _add_data_options(group: argparse._ArgumentGroup) -> None:
         type=_positive,
         metavar="N",
         help="scale images to N x N pixels, bilinearly (default: the size that the network takes, "
-        "if it takes one only)",
+        "if it takes one only, or its smallest, if they are smaller)",
     )
     group.add_argument(
         "--limit",
@@ -219,16 +219,17 @@ def _bench(parsed: argparse.Namespace) -> int:
 
 def _size(parsed: argparse.Namespace, scorer: Scorer, in_set: Dataset) -> tuple[int, int] | None:
     """Height and width to which images are scaled; None leaves them as they are."""
+    from odin_bench.evaluation import size_to_scale_to
+
     if parsed.resize:
         return (parsed.resize, parsed.resize)
-    (height, most_height), (width, most_width) = scorer.spec.height, scorer.spec.width
-    if (height, width) != (most_height, most_width) or in_set.images.shape[1:3] == (height, width):
-        return None
-    _say(
-        f"images are scaled to {height}x{width}, the only size that {scorer.spec.model} takes; "
-        "--resize and --crop change that"
-    )
-    return (height, width)
+    size = size_to_scale_to(scorer.spec, in_set.images.shape[1:3])
+    if size:
+        _say(
+            f"images are scaled to {size[0]}x{size[1]}, which {scorer.spec.model} takes; --resize "
+            "and --crop change that"
+        )
+    return size
 
 
 def _out_sets(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from odin_bench.datasets import Dataset, Split, protocol_split
 from odin_bench.metrics import Grid, Metrics, evaluate, reference_grids
 from odin_engines.errors import OdinError
+from odin_engines.spec import Spec
 from odin_runtime import Scorer, Scores
 
 
@@ -127,6 +128,21 @@ class Evaluation:
             magnitude=setting.magnitude,
             progress=self._progress(title, len(images)),
         )
+
+
+def size_to_scale_to(spec: Spec, given: tuple[int, ...]) -> tuple[int, int] | None:
+    """The size to which images of this height and width are scaled; None leaves them as they are.
+
+    A network of a single size gets that; images too small for another one grow to its smallest.
+    Images too large are not touched: whether to crop or to scale them is for the user to say.
+    """
+    (least_height, most_height), (least_width, most_width) = spec.height, spec.width
+    height, width = given
+    if (least_height, least_width) == (most_height, most_width):
+        wanted = (least_height, least_width)
+    else:
+        wanted = (max(height, least_height), max(width, least_width))
+    return None if wanted == (height, width) else wanted
 
 
 def check_classes(scorer: Scorer, in_set: Dataset) -> None:

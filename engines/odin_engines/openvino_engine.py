@@ -79,5 +79,6 @@ class _OpenVinoSession:
             values = self._local.request.infer(dict(feeds))
         except RuntimeError as error:
             shapes = {name: array.shape for name, array in feeds.items()}
-            raise OdinError(f"OpenVINO failed on {self._graph}, {shapes}: {error}") from error
+            why = " ".join(str(error).split())
+            raise OdinError(f"OpenVINO failed on {self._graph}, {shapes}: {why}") from error
         return {name: values[index] for index, names in enumerate(self._names) for name in names}

@@ -24,6 +24,7 @@ from odin_export.ends import Choice
 from odin_export.precision import in_precision
 
 LARGEST_SIZE = 16384
+_POOLS = ("AveragePool", "LpPool", "MaxPool")
 _SIZES = (
     *(1, 2, 4, 8, 16, 24, 28, 32, 48, 64, 96, 128, 144, 160, 192, 224, 240, 256, 260, 288, 299),
     *(300, 320, 331, 336, 380, 384, 448, 456, 480, 512),
@@ -80,15 +81,19 @@ def _size_ranges(found: Classifier) -> tuple[tuple[int, int], tuple[int, int]]:
     """Smallest and largest height and width; dynamic ones are tried."""
     if found.height is not None and found.width is not None:
         return (found.height, found.height), (found.width, found.width)
-    run = session(found.forward)
+    model, windows = _with_shapes_of_pools(found.forward)
+    run = session(model)
 
     def fits(size: int) -> bool:
         shape = (1, found.channels, found.height or size, found.width or size)
         try:
-            (logits,) = run(np.zeros(shape, np.float32))
+            logits, *shapes = run(np.zeros(shape, np.float32))
         except OdinError:
             return False
-        return logits.shape == (1, found.classes)
+        held = all(
+            (shape[2:] >= window).all() for shape, window in zip(shapes, windows, strict=True)
+        )
+        return held and logits.shape == (1, found.classes)
 
     for least in _SIZES:
         if fits(least):
@@ -98,6 +103,31 @@ def _size_ranges(found: Classifier) -> tuple[tuple[int, int], tuple[int, int]]:
         f"the network takes none of the image sizes {', '.join(map(str, _SIZES))}: export it with "
         "the height and width that it was trained with"
     )
+
+
+def _with_shapes_of_pools(
+    forward: onnx.ModelProto,
+) -> tuple[onnx.ModelProto, list[np.ndarray]]:
+    """The graph with the shapes of what it pools as further outputs, and each window's size.
+
+    ONNX Runtime pools what is smaller than the window as if it were as large; others refuse it.
+    """
+    model = onnx.ModelProto()
+    model.CopyFrom(forward)
+    windows = []
+    for node in forward.graph.node:
+        given = {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}
+        if node.op_type not in _POOLS or given.get("auto_pad", b"").startswith(b"SAME"):
+            continue
+        kernel = np.asarray(given["kernel_shape"])
+        dilations = np.asarray(given.get("dilations", np.ones_like(kernel)))
+        pads = np.asarray(given.get("pads", np.zeros(2 * len(kernel), int)))
+        windows.append((kernel - 1) * dilations + 1 - pads[: len(kernel)] - pads[len(kernel) :])
+        name = f"{node.input[0]}_shape_before_pool_{len(windows)}"
+        model.graph.node.append(onnx.helper.make_node("Shape", node.input[:1], [name]))
+        output = onnx.helper.make_tensor_value_info(name, onnx.TensorProto.INT64, None)
+        model.graph.output.append(output)
+    return model, windows
 
 
 def _largest(fits: Callable[[int], bool], least: int) -> int:

@@ -29,6 +29,7 @@ from export.user_models import (
 from odin_engines.bundle import read_bundle
 from odin_engines.files import sha256
 from odin_export.exporter import from_file
+from odin_runtime import Scorer
 
 EXAMPLE = torch.zeros(2, 3, 16, 16)
 EXPORTERS = pytest.mark.parametrize("dynamo", [False, True], ids=["TorchScript", "dynamo"])
@@ -241,6 +242,28 @@ def test_a_branch_that_the_size_decides(tmp_path: Path) -> None:
     bundle, _ = exported(tmp_path, model, "--verify", 1)
     assert_is_odin(bundle, OfText(model, 3), (8, 8))
     assert_is_odin(bundle, OfText(model, 2), (12, 9))
+
+
+@pytest.mark.parametrize(
+    "attributes, least",
+    [
+        ("kernel_shape = [4, 4], strides = [2, 2]", 8),
+        ("kernel_shape = [2, 2], dilations = [5, 5]", 8),
+        ("kernel_shape = [4, 4], pads = [1, 1, 2, 2]", 4),
+        ('kernel_shape = [4, 4], strides = [2, 2], auto_pad = "SAME_LOWER"', 4),
+    ],
+)
+def test_sizes_leave_room_for_the_windows_of_pools(
+    tmp_path: Path, attributes: str, least: int
+) -> None:
+    """ONNX Runtime pools a smaller map too, where OpenVINO fails. Before the pool is a Conv of
+    stride 1, without pads, of 3x3: least is the next size tried that leaves the pool enough."""
+    nodes = BODY.replace("r = Relu (c)", f"r = MaxPool <{attributes}> (c)")
+    bundle, _ = exported(tmp_path, text_model(nodes, "float[N,3,H,W] x"))
+    assert read_bundle(bundle).spec.height[0] == least
+    images = np.zeros((1, 3, least, least), np.float32)
+    for engine in ("ort", "openvino"):
+        assert np.isfinite(Scorer.open(bundle, engine).score(images).score).all()
 
 
 def test_quantised_by_onnx_runtime(tmp_path: Path) -> None:

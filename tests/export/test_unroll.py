@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from export.test_backward import assert_right, model_of
+from export.backward_models import assert_right, model_of
 from odin_engines.errors import OdinError
 from odin_export.backward import input_gradient
 from odin_export.evaluate import evaluator

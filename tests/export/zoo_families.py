@@ -7,7 +7,7 @@ from export.zoo import Architecture
 # timm: module, its member with the fewest parameters and pixels, size of the images.
 _TIMM = [
     ("beit", "beit_base_patch16_224", 224),
-    ("byoanet", "halonet_h1", 256),
+    ("byoanet", "halonet26t", 256),
     ("byobnet", "test_byobnet", 96),
     ("cait", "cait_xxs24_224", 224),
     ("coat", "coat_tiny", 224),
@@ -20,7 +20,7 @@ _TIMM = [
     ("cspnet", "cs3darknet_focus_s", 96),
     ("cspnext", "cspnext_tiny", 96),
     ("davit", "davit_tiny", 96),
-    ("deepseek_vit", "deepseek_vit_412m", 96),
+    ("deepseek_vit", "deepseek_vit_412m", 112),
     ("deit", "deit_tiny_patch16_224", 224),
     ("densenet", "densenet121", 96),
     ("dla", "dla46x_c", 96),
@@ -37,7 +37,7 @@ _TIMM = [
     ("fastvit", "fastvit_t8", 96),
     ("focalnet", "focalnet_tiny_srf", 96),
     ("gcvit", "gcvit_xxtiny", 224),
-    ("gemma4_vit", "gemma4_vit_167m_enc", 96),
+    ("gemma4_vit", "gemma4_vit_167m", 96),
     ("ghostnet", "ghostnet_050", 96),
     ("hardcorenas", "hardcorenas_b", 96),
     ("hgnet", "hgnetv2_b0", 96),
@@ -129,8 +129,10 @@ _TORCHVISION = [
     ("vit_b_32", 224),
     ("wide_resnet50_2", 96),
 ]
-# Arguments without which a network builds parts for training alone.
+# Arguments without which a network builds parts for training alone, or is too large for a check.
 _ARGUMENTS = {
+    "deepseek_vit_412m": {"depth": 2},
+    "gemma4_vit_167m": {"depth": 3},
     "googlenet": {"aux_logits": False, "init_weights": False},
     "inception_v3": {"aux_logits": False, "init_weights": False},
 }
@@ -140,5 +142,8 @@ FAMILIES = [
         Architecture("torchvision", name, "torchvision", size, _ARGUMENTS.get(name, {}))
         for name, size in _TORCHVISION
     ),
-    *(Architecture("timm", name, module, size) for module, name, size in _TIMM),
+    *(
+        Architecture("timm", name, module, size, _ARGUMENTS.get(name, {}))
+        for module, name, size in _TIMM
+    ),
 ]
