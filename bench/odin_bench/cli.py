@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from odin_engines import command
-from odin_engines.engine import ENGINE_NAMES, resolve
+from odin_engines.engine import ENGINE_NAMES, converts, resolve
 from odin_engines.errors import OdinError
 from odin_engines.spec import DEFAULT_MAGNITUDE, DEFAULT_TEMPERATURE
 
@@ -151,6 +151,7 @@ def _add_result_options(group: argparse._ArgumentGroup) -> None:
         "leaves the check out (default: %(default)s)",
     )
     group.add_argument("--json", type=Path, metavar="FILE", help="write the results to FILE")
+    group.add_argument("--doctor", action="store_true", help="tell what can score here, or why not")
     group.add_argument(
         "--gpu",
         metavar="N",
@@ -170,13 +171,17 @@ def _positive_or_zero(text: str) -> int:
 
 def _bench(parsed: argparse.Namespace) -> int:
     _check_json_folder(parsed.json)
+    if parsed.doctor:
+        from odin_bench.doctor import diagnose
+
+        return diagnose(parsed.nn or parsed.model, parsed.json)
     from odin_bench import datasets
     from odin_bench.evaluation import Evaluation, check_classes
 
     if parsed.gpu is not None:
         _say(f"--gpu {parsed.gpu} changes nothing: the engines of this version run on the CPU")
-    resolve(parsed.engine, parsed.precision or "fp32")
-    bundle = _bundle(parsed)
+    engine = resolve(parsed.engine, parsed.precision or "fp32")
+    bundle = _bundle(parsed, engine)
     magnitude_of = _magnitudes(parsed, bundle)
     scorer = _scorer(parsed, bundle)
     in_name = parsed.in_dataset or bundle.spec.in_dataset
@@ -273,7 +278,7 @@ def _check_json_folder(path: Path | None) -> None:
         raise OdinError(f"--json {path} is a folder; give the name of a file")
 
 
-def _bundle(parsed: argparse.Namespace) -> Bundle:
+def _bundle(parsed: argparse.Namespace, engine: str) -> Bundle:
     from odin_bench.models import find_bundle
     from odin_export.exporter import Options
     from odin_export.flags import given_options
@@ -283,6 +288,8 @@ def _bundle(parsed: argparse.Namespace) -> Bundle:
     name = parsed.nn or parsed.model or "densenet10"
     # What is exported here takes any temperature and magnitude, so one export serves every run.
     given = given_options(parsed)
+    if parsed.precision and converts(engine, parsed.precision):
+        del given["precision"]  # an fp32 bundle serves
     options = Options(**given, tunable=True)  # type: ignore[arg-type]
     bundle = find_bundle(name, parsed.checkpoint, options, lambda step: _say(f"{name}: {step}"))
     for flag in ("mean", "std", "method"):

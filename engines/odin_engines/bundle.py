@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shutil
 import sys
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from typing import Any
 
 from odin_engines.errors import OdinError
 from odin_engines.files import sha256, unused_name
+from odin_engines.plan_records import PlanRecord, read_records
 from odin_engines.spec import SCHEMA, Spec
 
 DESCRIPTION = "odin.json"
@@ -24,6 +26,7 @@ ODIN, GRADIENT, FORWARD = "odin.onnx", "gradient.onnx", "forward.onnx"
 _CHOICES = {
     "method": ("exact", "first-order"),
     "precision": ("fp32", "fp16", "bf16"),
+    "graph_precision": ("fp32", "fp16", "bf16"),
     "input_type": ("float32", "uint8"),
 }
 _RE_EXPORT = "export it again with odin-export"
@@ -37,11 +40,13 @@ class Bundle:
         path: the folder.
         spec: what `odin.json` says.
         files: SHA-256 of each file, by name.
+        plans: what is said of those of the files that are plans.
     """
 
     path: Path
     spec: Spec
     files: dict[str, str]
+    plans: tuple[PlanRecord, ...] = ()
 
     def file(self, name: str) -> Path:
         """Return the path of one of the bundle's files.
@@ -52,6 +57,10 @@ class Bundle:
         if name not in self.files:
             raise OdinError(f"bundle {self.path} holds no {name}; {_RE_EXPORT}")
         return self.path / name
+
+    def plan(self, engine: str, graph: str) -> PlanRecord | None:
+        """What is said of an engine's plan of a graph; None if there is no such plan."""
+        return next((p for p in self.plans if (p.engine, p.graph) == (engine, graph)), None)
 
 
 def is_bundle(path: Path) -> bool:
@@ -76,16 +85,23 @@ def read_bundle(path: Path) -> Bundle:
         )
     description = _read_description(path / DESCRIPTION)
     files = _verified_files(path, description.pop("files", None))
-    return Bundle(path, _spec(path / DESCRIPTION, description), files)
+    try:
+        plans = read_records(description.pop("plans", None), files)
+    except ValueError as error:
+        raise OdinError(f"{path / DESCRIPTION}: {error}; {_RE_EXPORT}") from error
+    return Bundle(path, _spec(path / DESCRIPTION, description), files, plans)
 
 
-def write_bundle(path: Path, spec: Spec, graphs: Mapping[str, bytes]) -> Bundle:
+def write_bundle(
+    path: Path, spec: Spec, contents: Mapping[str, bytes], plans: tuple[PlanRecord, ...] = ()
+) -> Bundle:
     """Write a bundle; it appears at `path` whole, or not at all.
 
     Args:
         path: a folder that does not exist, or is empty, or holds a bundle, which is replaced.
         spec: what `odin.json` is to say.
-        graphs: content of each file, by name.
+        contents: of each file, graph or plan, by name.
+        plans: what `odin.json` is to say of the plans.
 
     Raises:
         OdinError: `path` holds something else, or cannot be written.
@@ -93,13 +109,13 @@ def write_bundle(path: Path, spec: Spec, graphs: Mapping[str, bytes]) -> Bundle:
     path = path.absolute()
     temporary = _folder_beside(path)
     try:
-        files = _write_files(temporary, spec, graphs)
+        files = _write_files(temporary, spec, contents, plans)
         _take_place(temporary, path)
     except OSError as error:
         raise OdinError(f"cannot write {path}: {error.strerror}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return Bundle(path, spec, files)
+    return Bundle(path, spec, files, plans)
 
 
 def check_output(path: Path) -> None:
@@ -145,12 +161,16 @@ def _others(path: Path) -> list[str]:
     return sorted(file.name for file in path.iterdir() if file.name not in own)
 
 
-def _write_files(folder: Path, spec: Spec, graphs: Mapping[str, bytes]) -> dict[str, str]:
+def _write_files(
+    folder: Path, spec: Spec, contents: Mapping[str, bytes], plans: tuple[PlanRecord, ...]
+) -> dict[str, str]:
     entries = {}
-    for name, content in graphs.items():
+    for name, content in contents.items():
         (folder / name).write_bytes(content)
         entries[name] = {"bytes": len(content), "sha256": sha256(folder / name)}
     description = {"schema": SCHEMA, **dataclasses.asdict(spec), "files": entries}
+    if plans:
+        description["plans"] = [dataclasses.asdict(record) for record in plans]
     text = json.dumps(description, indent=1, allow_nan=False) + "\n"
     (folder / DESCRIPTION).write_text(text, encoding="utf-8")
     return {name: str(entry["sha256"]) for name, entry in entries.items()}
@@ -277,6 +297,10 @@ def _problem(spec: Spec) -> str | None:
         return "temperature is not a positive number"
     if not _is_number(spec.magnitude) or spec.magnitude < 0:
         return "magnitude is not a number from 0"
+    if spec.graph_precision not in ("fp32", spec.precision):
+        return f"graph_precision is {spec.graph_precision}, but precision is {spec.precision}"
+    if not _is_number(spec.seed_scale) or math.frexp(spec.seed_scale)[0] != 0.5:
+        return "seed_scale is not a power of two"
     if not isinstance(spec.scores, tuple) or not all(isinstance(n, str) for n in spec.scores):
         return "scores is not a list of names"
     if not isinstance(spec.tunable, bool):

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from odin_engines.errors import OdinError
-from odin_engines.spec import Precision
+from odin_engines.spec import Precision, Spec
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -49,10 +49,14 @@ ENGINES = {
     for info in (
         EngineInfo("openvino", "odin_engines.openvino_engine", "OpenVINO on the CPU"),
         EngineInfo("ort", "odin_engines.ort_engine", "ONNX Runtime on the CPU"),
+        EngineInfo("ort-cuda", "odin_engines.ort_cuda_engine", "ONNX Runtime with CUDA"),
+        EngineInfo("ort-trt", "odin_engines.ort_trt_engine", "ONNX Runtime with TensorRT"),
         EngineInfo("trt", "odin_engines.tensorrt_engine", "TensorRT"),
-        EngineInfo("rtx", "odin_engines.tensorrt_engine", "TensorRT for RTX"),
+        EngineInfo("rtx", "odin_engines.rtx_engine", "TensorRT for RTX"),
     )
 }
+# In what an engine computes a float32 graph by itself; others take the precision from the graph.
+_HINTED: Mapping[str, tuple[Precision, ...]] = {"openvino": ("fp32", "bf16")}
 # The reference needs the PyTorch network itself, so it is opened by `TorchReference`, not by graph.
 ENGINE_NAMES = ("auto", "torch", *ENGINES)
 
@@ -82,6 +86,28 @@ def resolve(name: str, precision: Precision) -> str:
     return name
 
 
+def converts(name: str, precision: Precision) -> bool:
+    """Whether engine `name` computes a float32 graph in this precision by itself."""
+    return precision in _HINTED.get(name, ())
+
+
+def takes_precision(name: str, spec: Spec, precision: Precision) -> str | None:
+    """Why engine `name` does not compute a bundle in this precision, and the remedy, or None.
+
+    fp16 and bf16 are written into the graphs when they are exported, and no engine changes that;
+    bf16 is also something that OpenVINO makes of a float32 graph.
+    """
+    if precision == spec.graph_precision:
+        return None
+    if spec.graph_precision == "fp32" and converts(name, precision):
+        return None
+    return (
+        f"precision {precision}: the bundle's graphs are written in {spec.graph_precision}, which "
+        f"engine {name} does not change; leave --precision out, or export another bundle with "
+        f"'odin-export {spec.model} --precision {precision}'"
+    )
+
+
 def open_graph(
     name: str, graph: Path, precision: Precision = "fp32", threads: int | None = None
 ) -> Session:
@@ -95,7 +121,10 @@ def open_graph(
 
 def missing_package(module: str, remedy: str) -> str | None:
     """The reason and remedy if a package cannot be imported, else None. Imports nothing."""
-    return None if find_spec(module) is not None else f"{module} is not installed: {remedy}"
+    spec = find_spec(module)
+    # A folder that pip left behind has no file to import.
+    whole = spec is not None and spec.origin is not None
+    return None if whole else f"{module} is not installed: {remedy}"
 
 
 def _fastest(precision: Precision) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,3 +41,19 @@ def replacing(path: Path) -> Iterator[Path]:
 def unused_name(path: Path) -> Path:
     """Return a hidden name beside `path` that nothing has."""
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+
+
+def user_cache() -> Path | None:
+    """Return the user's cache folder of this project, which need not exist.
+
+    `$XDG_CACHE_HOME/odin-ood`, or `~/.cache/odin-ood` where that variable is not set; None for a
+    user without a home folder.
+    """
+    # The XDG specification has relative paths ignored.
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not base.is_absolute():
+        try:
+            base = Path.home() / ".cache"
+        except RuntimeError:
+            return None
+    return base / "odin-ood"

@@ -1,4 +1,8 @@
-"""OpenVINO on the CPU, in float32 or with bfloat16 as inference precision."""
+"""OpenVINO on the CPU: a float32 graph in float32 or bfloat16, and others as they are written.
+
+Of a graph with bfloat16 in it, what is bfloat16 is computed in it, and what is float32 in that. Of
+one with float16 in it, weights and casts are as written, and everything is computed in float32.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +16,14 @@ from odin_engines.engine import Arrays, Session, missing_package
 from odin_engines.errors import OdinError
 from odin_engines.spec import Precision
 
-_HINTS = {"fp32": "f32", "bf16": "bf16"}
+_WRITTEN = ("f16", "bf16")  # element types that only a graph of such a precision holds
 
 
 def unavailable(precision: Precision) -> str | None:
     """Why OpenVINO cannot be used here in this precision, and the remedy; None if it can."""
     missing = missing_package("openvino", "pip install 'odin-ood[cpu]'")
-    if missing or precision == "fp32":
+    if missing or precision != "bf16":
         return missing
-    if precision not in _HINTS:
-        return f"OpenVINO on a CPU computes in fp32 or bf16, not in {precision}: use one of these"
     import openvino
 
     if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
@@ -33,18 +35,29 @@ def open_graph(graph: Path, precision: Precision, threads: int | None) -> Sessio
     """Open an ONNX file on the CPU.
 
     Raises:
-        OdinError: OpenVINO refuses the file.
+        OdinError: OpenVINO refuses the file, or it is a float32 graph and is to run in float16.
     """
     import openvino
 
-    settings: dict[str, Any] = {
-        "INFERENCE_PRECISION_HINT": _HINTS[precision],
-        "PERFORMANCE_HINT": "LATENCY",
-    }
+    core = openvino.Core()
+    settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
     if threads:
         settings["INFERENCE_NUM_THREADS"] = threads
     try:
-        compiled = openvino.Core().compile_model(str(graph), "CPU", settings)
+        model = core.read_model(str(graph))
+        written = any(
+            output.get_element_type().get_type_name() in _WRITTEN
+            for op in model.get_ops()
+            for output in op.outputs()
+        )
+        if precision == "fp16" and not written:
+            raise OdinError(
+                f"{graph} is a float32 graph, which OpenVINO does not compute in fp16; use "
+                "--precision fp32 or bf16"
+            )
+        hinted = precision == "bf16" and not written
+        settings["INFERENCE_PRECISION_HINT"] = "bf16" if hinted else "f32"
+        compiled = core.compile_model(model, "CPU", settings)
     except RuntimeError as error:
         raise OdinError(f"OpenVINO cannot open {graph}: {error}") from error
     return _OpenVinoSession(compiled, graph)

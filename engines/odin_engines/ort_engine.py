@@ -1,7 +1,12 @@
-"""ONNX Runtime on the CPU."""
+"""ONNX Runtime on the CPU, in float32.
+
+A graph with float16 in it runs too: its weights and casts are as it says, and where ONNX Runtime
+has no float16 kernel, which is nearly everywhere, it computes in float32.
+"""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +16,19 @@ from odin_engines.engine import Arrays, Session, missing_package
 from odin_engines.errors import OdinError
 from odin_engines.spec import Precision
 
+# Function, file and line of its source: before the code of the error, or around one of CUDA's.
+_PLACE = re.compile(
+    r"^.*\[ONNXRuntimeError\] : \d+ : |^/\S+\.cc:\d+ .*\] (?=CU\w+ failure)| ; GPU=.*$"
+)
 _ERRORS_ONLY = 3  # severity: what it warns of concerns its own optimiser, not the user
 
 
 def unavailable(precision: Precision) -> str | None:
     """Why ONNX Runtime cannot be used here, and the remedy; None if it can."""
-    if precision != "fp32":
+    if precision == "bf16":
         return (
-            f"ONNX Runtime computes in fp32 on a CPU, not in {precision}: use --precision fp32, or "
-            "--engine openvino for bf16"
+            "ONNX Runtime computes in fp32 on a CPU, not in bf16, for which it has no kernels: use "
+            "--precision fp32, or --engine openvino for bf16"
         )
     return missing_package("onnxruntime", "pip install 'odin-ood[cpu]'")
 
@@ -40,20 +49,34 @@ def open_graph(graph: Path, precision: Precision, threads: int | None) -> Sessio
             str(graph), options, providers=["CPUExecutionProvider"]
         )
     except Exception as error:
-        raise OdinError(f"ONNX Runtime cannot open {graph}: {error}") from error
-    return _OrtSession(session, graph)
+        raise OdinError(f"ONNX Runtime cannot open {graph}: {one_line(error)}") from error
+    return OrtSession(session, graph)
 
 
-class _OrtSession:
+class OrtSession:
+    """An `onnxruntime.InferenceSession` of a graph, on whatever device."""
+
     def __init__(self, session: Any, graph: Path) -> None:
         self._session = session
         self._graph = graph
         self._names = [output.name for output in session.get_outputs()]
 
     def run(self, feeds: Arrays) -> dict[str, np.ndarray]:
+        """Return the graph's outputs, by name, for these inputs, by name.
+
+        Raises:
+            OdinError: ONNX Runtime refuses the inputs, or fails.
+        """
         try:
             values = self._session.run(self._names, dict(feeds))
         except Exception as error:
             shapes = {name: array.shape for name, array in feeds.items()}
-            raise OdinError(f"ONNX Runtime failed on {self._graph}, {shapes}: {error}") from error
+            raise OdinError(
+                f"ONNX Runtime failed on {self._graph}, {shapes}: {one_line(error)}"
+            ) from error
         return dict(zip(self._names, values, strict=True))
+
+
+def one_line(error: Exception) -> str:
+    """What ONNX Runtime says, in one line, without the places in its source code."""
+    return _PLACE.sub("", " ".join(str(error).split()))

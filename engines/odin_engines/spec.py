@@ -38,6 +38,11 @@ class Spec:
         magnitude: of the perturbation, in units of pixels in [0, 1].
         method: "exact" (two forward passes, one backward) or "first-order" (one of each).
         precision: in which the engine computes the network; scores are float32 always.
+        graph_precision: what the graphs themselves say: "fp16" and "bf16" have their casts and
+            weights in them; "fp32" leaves it to the engine, some of which compute such a graph in
+            bfloat16.
+        seed_scale: a power of two by which the graphs multiply the seed of the backward pass, and
+            divide the gradient again where its size matters.
         input_type: of `odin.onnx`: "float32" is (N, channels, H, W), normalised; "uint8" is
             (N, H, W, channels), raw.
         tunable: whether temperature and magnitude are inputs of `odin.onnx`.
@@ -63,6 +68,8 @@ class Spec:
     magnitude: float = DEFAULT_MAGNITUDE
     method: Method = "exact"
     precision: Precision = "fp32"
+    graph_precision: Precision = "fp32"
+    seed_scale: float = 1.0
     input_type: InputType = "float32"
     tunable: bool = False
     scores: tuple[str, ...] = ()

@@ -1,36 +1,200 @@
-"""TensorRT and TensorRT for RTX: not part of this version, which says precisely why."""
+"""TensorRT and TensorRT for RTX: why they cannot be used here, and opening a bundle's plans.
+
+What is opened is `odin_engines.plan.Plan`, which runs on buffers and streams of the caller.
+"""
 
 from __future__ import annotations
 
-import ctypes
+from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
 
+from odin_engines.bundle import Bundle
+from odin_engines.cuda_probe import Device, Driver, ask_driver
 from odin_engines.engine import Session
 from odin_engines.errors import OdinError
+from odin_engines.plan import Plan, deserialized
+from odin_engines.plan_messages import Messages, make_logger
+from odin_engines.plan_records import ENGINE_MODULES, ENGINE_TITLES, PlanRecord
+from odin_engines.plans import parse
 from odin_engines.spec import Precision
 
+if TYPE_CHECKING:
+    import tensorrt
 
-def unavailable(precision: Precision) -> str:
-    """Why no plan can be built or run here, and the remedy."""
-    missing = [name for name in ("tensorrt", "tensorrt_rtx") if find_spec(name) is None]
-    also = [f"Python package {name} is not installed" for name in missing]
-    if not _has_driver():
-        also.append("no NVIDIA driver (libcuda.so.1) is found")
-    found = f" (besides: {'; '.join(also)})" if also else ""
-    return (
-        f"this version of odin-ood builds and runs no TensorRT plans{found}; OpenVINO and ONNX "
-        "Runtime run the same ONNX graph on the CPU"
-    )
+_EXTRAS = {"trt": "gpu", "rtx": "rtx"}
+# The oldest drivers of a major version of CUDA.
+_DRIVERS = {12: "525", 13: "580"}
+# What TensorRT for RTX builds for; the data centres' 9.0 and 10.0 are TensorRT's alone.
+_RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
+
+
+# Whether it is here
+
+
+def unavailable(precision: Precision, engine: str = "trt") -> str | None:
+    """Why no plan can be run here, and what would run it; None if plans can be run.
+
+    Which precisions there are is a matter of the plan, so `precision` changes nothing.
+    """
+    problem = _problem(engine, ask_driver())
+    return problem and f"{problem}; on a CPU, openvino and ort run the same graph"
+
+
+def building_problem(engine: str) -> str | None:
+    """Why no plan can be built here, and what would do; None if plans can be built."""
+    if engine == "rtx":
+        if _installed(engine):
+            return None
+        return f"Python package tensorrt_rtx is not installed: {_install(engine)}"
+    problem = _problem(engine, ask_driver())
+    if problem is None:
+        return None
+    return f"TensorRT builds on the GPU that it builds for, and {problem}; rtx builds on any CPU"
+
+
+def load(engine: str) -> ModuleType:
+    """Import the package of an engine.
+
+    Raises:
+        OdinError: it is not installed, or its libraries are not.
+    """
+    module = ENGINE_MODULES[engine]
+    if not _installed(engine):
+        raise OdinError(f"Python package {module} is not installed: {_install(engine)}")
+    try:
+        return import_module(module)
+    except (ImportError, OSError) as error:
+        raise OdinError(
+            f"Python package {module} does not load ({error}); its libraries come from NVIDIA's "
+            f"package index: {_install(engine)}"
+        ) from error
+
+
+def _problem(engine: str, driver: Driver) -> str | None:
+    reasons, needs = [], []
+    if not _installed(engine):
+        reasons.append(f"Python package {ENGINE_MODULES[engine]} is not installed")
+        needs.append(_install(engine))
+    where = "on a machine with an NVIDIA GPU" if needs else "it takes a machine with an NVIDIA GPU"
+    cuda = _cuda_version(engine)
+    if driver.problem:
+        reasons.append(driver.problem)
+        needs.append(f"{where} and driver {_DRIVERS[cuda]} or newer")
+    elif driver.version < 1000 * cuda:
+        here = f"{driver.version // 1000}.{driver.version % 1000 // 10}"
+        reasons.append(f"the NVIDIA driver is for CUDA up to {here}, where {cuda} is wanted")
+        needs.append(f"update the driver to {_DRIVERS[cuda]} or newer")
+    elif engine == "rtx" and driver.devices[0].capability_text not in _RTX_CAPABILITIES:
+        reasons.append(f"{ENGINE_TITLES['rtx']} has no kernels for {_device_text(driver)}")
+        needs.append("use --engine trt, which has")
+    if not reasons:
+        return None
+    return f"{' and '.join(reasons)}: {' '.join(needs)}"
+
+
+def _device_text(driver: Driver) -> str:
+    device: Device = driver.devices[0]
+    return f"{device.name} (compute capability {device.capability_text})"
+
+
+def _installed(engine: str) -> bool:
+    spec = find_spec(ENGINE_MODULES[engine])
+    # A folder of type stubs looks like a package without a file.
+    return spec is not None and spec.origin is not None
+
+
+def _install(engine: str) -> str:
+    return f"pip install 'odin-ood[{_EXTRAS[engine]}]'"
+
+
+def _cuda_version(engine: str) -> int:
+    """The major version of CUDA that the installed package was made for, else the newest."""
+    for cuda in _DRIVERS:
+        try:
+            metadata.version(f"{ENGINE_MODULES[engine]}_cu{cuda}_bindings")
+        except metadata.PackageNotFoundError:
+            continue
+        return cuda
+    return max(_DRIVERS)
+
+
+# Opening
 
 
 def open_graph(graph: Path, precision: Precision, threads: int | None) -> Session:
-    """Refuse.
+    """Refuse: it is plans that are opened, with `open_plan`.
 
     Raises:
         OdinError: always, with the reason.
     """
-    raise OdinError(f"{graph} cannot be opened: {unavailable(precision)}")
+    raise OdinError(
+        f"{graph} is an ONNX graph, and TensorRT runs plans of a bundle: build them with "
+        "'odin-export BUNDLE --engine trt', or rtx, and open the bundle"
+    )
+
+
+def plan_problem(bundle: Bundle, engine: str, graph: str) -> str | None:
+    """Why a bundle's plan of one of its graphs cannot be run here, and the remedy; None if it can.
+
+    Args:
+        bundle: whose files were verified.
+        engine: "trt" or "rtx".
+        graph: "odin.onnx", "gradient.onnx" or "forward.onnx".
+    """
+    rebuild = f"build it with 'odin-export {bundle.path} --engine {engine}'"
+    record = bundle.plan(engine, graph)
+    if record is None:
+        return f"bundle {bundle.path} holds no plan of {graph} for --engine {engine}; {rebuild}"
+    file = bundle.path / record.file
+    if record.graph_sha256 != bundle.files[graph]:
+        return f"{file} was built from another {graph} than the bundle holds; {rebuild}"
+    driver = ask_driver()
+    problem = _problem(engine, driver)
+    if problem is not None:
+        return f"{file} cannot run here: {problem}"
+    here = str(load(engine).__version__)
+    title = ENGINE_TITLES[engine]
+    if record.version != here:
+        return f"{file} was built by {title} {record.version}, and here is {here}; {rebuild}"
+    if not _fits(record, driver.devices[0]):
+        built_for = ", ".join(record.compute_capabilities)
+        return (
+            f"{file} was built for {record.device or 'GPUs'} of compute capability {built_for}, "
+            f"and here is {_device_text(driver)}; {rebuild}"
+        )
+    return None
+
+
+def _fits(record: PlanRecord, device: Device) -> bool:
+    if record.hardware_compatibility == "ampere+":
+        return device.compute_capability >= (8, 0)
+    if record.device and record.device != device.name:
+        return False
+    return device.capability_text in record.compute_capabilities
+
+
+def open_plan(bundle: Bundle, engine: str, graph: str) -> Plan:
+    """Open a bundle's plan of one of its graphs, on the current CUDA device.
+
+    Args:
+        bundle, engine, graph: as `plan_problem`.
+
+    Raises:
+        OdinError: it cannot be run here; says why, and what to do.
+    """
+    problem = plan_problem(bundle, engine, graph)
+    if problem is not None:
+        raise OdinError(problem)
+    record = bundle.plan(engine, graph)
+    assert record is not None
+    file = bundle.file(record.file)
+    return deserialized(load(engine), file, file.read_bytes(), engine)
+
+
+# Parsing alone
 
 
 def parser_obstacle(graph: bytes) -> str | None:
@@ -44,24 +208,7 @@ def parser_obstacle(graph: bytes) -> str | None:
     Raises:
         OdinError: tensorrt_rtx is not installed.
     """
-    if find_spec("tensorrt_rtx") is None:
-        raise OdinError("tensorrt_rtx is not installed: pip install 'odin-ood[rtx]'")
-    import tensorrt_rtx as trt
-
-    logger = trt.Logger(trt.Logger.INTERNAL_ERROR)
-    builder = trt.Builder(logger)
-    network = builder.create_network(0)
-    parser = trt.OnnxParser(network, logger)
-    if parser.parse(graph):
-        return None
-    error = parser.get_error(0)
-    why = next((line for line in error.desc().splitlines() if "Error" in line), error.desc())
-    return f"node {error.node_name()!r} ({error.node_operator()}): {' '.join(why.split())}"
-
-
-def _has_driver() -> bool:
-    try:
-        ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return False
-    return True
+    trt = load("rtx")
+    logger = make_logger(trt, Messages())
+    builder: tensorrt.Builder = trt.Builder(logger)
+    return parse(trt, builder, logger, graph)[1]

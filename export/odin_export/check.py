@@ -77,7 +77,7 @@ def check(forward: onnx.ModelProto, spec: Spec) -> Report:
         file = Path(folder) / ODIN
         file.write_bytes(graph.SerializeToString())
         for name in ("ort", "openvino"):
-            missing = engines.unavailable(name, "fp32")
+            missing = engines.unavailable(name, spec.graph_precision)
             answers[name] = missing or _answer_of(name, file, spec)
             if missing is None and answers[name] != _TAKES:
                 refused.append(name)
@@ -133,7 +133,7 @@ def _answer_of(name: str, file: Path, spec: Spec) -> str:
         feeds["temperature"] = np.array(spec.temperature, np.float32)
         feeds["magnitude"] = np.array(spec.magnitude, np.float32)
     try:
-        outputs = engines.open_graph(name, file).run(feeds)
+        outputs = engines.open_graph(name, file, spec.graph_precision).run(feeds)
     except OdinError as error:
         return str(error)
     if not np.isfinite(outputs["score"]).all():

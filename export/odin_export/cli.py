@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from odin_engines import command
-from odin_engines.bundle import ODIN
+from odin_engines.bundle import ODIN, is_bundle
 from odin_engines.errors import OdinError
 from odin_engines.spec import DEFAULT_MAGNITUDE, DEFAULT_TEMPERATURE, SCORE_NAMES
 from odin_export.flags import add_model_options, given_options
+from odin_export.plan_flags import (
+    PLAN_FLAGS,
+    PlanMaker,
+    add_plan_options,
+    add_plans,
+    plan_lines,
+    plan_options,
+)
 from odin_export.presets import LAYOUTS
 
 if TYPE_CHECKING:
@@ -58,7 +67,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help="densenet10, densenet100, wideresnet10, wideresnet100, or an .onnx file",
+        help="densenet10, densenet100, wideresnet10, wideresnet100, or an .onnx file; or, with "
+        "--engine trt or rtx, the folder of a bundle, which gets plans without a new export",
     )
     parser.add_argument("--output", type=Path, metavar="DIR", help="the bundle (default: ./MODEL)")
     _add_file_options(parser.add_argument_group("what an .onnx file holds, where it is not clear"))
@@ -98,12 +108,7 @@ def _parser() -> argparse.ArgumentParser:
         help=f"further outputs of odin.onnx that cost next to nothing: {', '.join(SCORE_NAMES)}; "
         "gradnorm needs a linear last layer, cam-max and cam-std global average pooling before it",
     )
-    parser.add_argument(
-        "--engine",
-        choices=("onnx", "trt", "rtx"),
-        default="onnx",
-        help="also build a plan for this engine; onnx, the default, needs none",
-    )
+    add_plan_options(parser.add_argument_group("plans of TensorRT"))
     return parser
 
 
@@ -151,10 +156,11 @@ def _add_proof_options(group: argparse._ArgumentGroup) -> None:
 
 
 def _export(parsed: argparse.Namespace) -> int:
-    if parsed.engine != "onnx":
-        from odin_engines.engine import unavailable
-
-        raise OdinError(f"--engine {parsed.engine}: {unavailable(parsed.engine, 'fp32')}")
+    plans = plan_options(parsed)
+    if _is_folder_of_bundle(parsed.model):
+        _check_nothing_else_is_given(parsed)
+        add_plans(Path(parsed.model), parsed.output, plans)
+        return 0
     if parsed.verify is not None and parsed.verify < 1:
         raise OdinError(f"--verify {parsed.verify}: give a number of directions from 1")
     from odin_export import exporter
@@ -191,7 +197,9 @@ def _export(parsed: argparse.Namespace) -> int:
                 return command.REFUSED
             if parsed.check:
                 return 0
-            bundle = exporter.write(source, output, steps.begin)
+            maker = PlanMaker(source.spec, plans, output)
+            maker.check()
+            bundle = exporter.write(source, output, steps.begin, maker)
         except OdinError as error:
             if not is_file:
                 raise
@@ -201,8 +209,36 @@ def _export(parsed: argparse.Namespace) -> int:
     outputs = ("score", "baseline", "label", "logits", *spec.scores)
     size = (bundle.path / ODIN).stat().st_size / 1e6
     print(f"  {ODIN} ({size:.1f} MB) takes images and gives {', '.join(outputs)}")
+    if spec.graph_precision != "fp32":
+        scale = f", seed of the backward pass x {spec.seed_scale:g}" if spec.seed_scale != 1 else ""
+        print(f"  the network is in {spec.graph_precision}{scale}")
+    for line in plan_lines(bundle, maker.reused):
+        print(f"  {line}")
     print(f"  next: odin-bench {output}")
     return 0
+
+
+def _is_folder_of_bundle(model: str) -> bool:
+    """Whether MODEL is a bundle; a bare name of a network is that network, exported anew."""
+    if not is_bundle(Path(model)):
+        return False
+    if Path(model).name != model or find_spec("torch") is None:  # which networks need
+        return True
+    from odin_export.networks import NETWORKS
+
+    return model not in NETWORKS
+
+
+def _check_nothing_else_is_given(parsed: argparse.Namespace) -> None:
+    """For a bundle, whose graphs stay as they are."""
+    parser = _parser()
+    for name, value in vars(parsed).items():
+        if name in ("model", "output", "engine", *PLAN_FLAGS) or value == parser.get_default(name):
+            continue
+        raise OdinError(
+            f"--{name.replace('_', '-')} changes graphs, and {parsed.model} is a bundle, whose "
+            "graphs stay as they are: export the model that it was made from"
+        )
 
 
 class _Steps:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,6 +17,7 @@ import torch
 
 from odin_engines.bundle import FORWARD, GRADIENT, ODIN, Bundle, check_output, write_bundle
 from odin_engines.errors import OdinError
+from odin_engines.plan_sets import PlanSet
 from odin_engines.spec import (
     DEFAULT_MAGNITUDE,
     DEFAULT_TEMPERATURE,
@@ -33,7 +34,9 @@ from odin_export.classifier import Classifier
 from odin_export.emit import dims
 from odin_export.ends import Choice
 from odin_export.forward import forward_graph
+from odin_export.half_range import check_activations, seed_scale
 from odin_export.imported import Imported, read_classifier
+from odin_export.mixed import in_mixed_precision
 from odin_export.networks import MIN_SIZE, NETWORKS, RELEASE_MEAN, RELEASE_STD
 from odin_export.odin_graph import gradient_graph, odin_graph
 from odin_export.presets import MEANINGS, PRESETS, Normalisation, for_channels
@@ -68,7 +71,8 @@ class Source:
     """A network ready to be exported.
 
     Attributes:
-        forward: `images` (N, C, H, W) -> `logits` (N, classes), float32.
+        forward: `images` (N, C, H, W) -> `logits` (N, classes), float32; between them the network
+            in `spec.precision`.
         spec: what the bundle is to say of it.
         notes: what was found and assumed, one line each, for the user.
         compare: raises OdinError if the forward graph is not what it was made from.
@@ -161,7 +165,8 @@ def from_name(
         tools=tool_versions(),
         **dataclasses.asdict(options),
     )
-    return Source(forward, spec, notes, lambda: _compare(forward, network))
+    source = Source(forward, spec, notes, lambda: _compare(forward, network))
+    return in_own_precision(source)
 
 
 def from_file(
@@ -176,29 +181,56 @@ def from_file(
     step("read weights")
     imported = read_classifier(file, choice or Choice())
     step("trace network")
-    return describe(imported, options)
+    return in_own_precision(describe(imported, options))
 
 
-def write(source: Source, output: Path, step: Step = lambda name: None) -> Bundle:
-    """Derive the graphs of a bundle, check them, and write it.
+def write(
+    source: Source,
+    output: Path,
+    step: Step = lambda name: None,
+    make: Callable[[Mapping[str, bytes]], PlanSet] = lambda graphs: PlanSet({}, (), frozenset()),
+) -> Bundle:
+    """Derive the graphs of a bundle, check them, have their plans built, and write it.
+
+    Args:
+        source: the network.
+        output: the bundle's folder; it appears whole or not at all.
+        step: called with the name of each of `STEPS` as it begins.
+        make: builds plans from the graphs, by name, serialized.
 
     Raises:
         OdinError: an op has no gradient, a graph is not valid or not equivalent, or the bundle
             cannot be written.
     """
     step("differentiate")
+    check_activations(source.forward, source.spec)
+    spec = dataclasses.replace(source.spec, seed_scale=seed_scale(source.forward, source.spec))
     graphs = {
-        ODIN: odin_graph(source.forward, source.spec),
-        GRADIENT: gradient_graph(source.forward, source.spec),
+        ODIN: odin_graph(source.forward, spec),
+        GRADIENT: gradient_graph(source.forward, spec),
         FORWARD: source.forward,
     }
     step("check graphs")
     for name, graph in graphs.items():
         _check(name, graph)
     source.compare()
-    step("write bundle")
     contents = {name: graph.SerializeToString() for name, graph in graphs.items()}
-    return write_bundle(output, source.spec, contents)
+    plans = make(contents)
+    step("write bundle")
+    return write_bundle(output, spec, contents | plans.contents, plans.records)
+
+
+def in_own_precision(source: Source) -> Source:
+    """Write the precision that its spec asks for into the forward graph of a source.
+
+    Raises:
+        OdinError: as `in_mixed_precision`.
+    """
+    precision = source.spec.precision
+    mixed = in_mixed_precision(source.forward, precision)
+    spec = dataclasses.replace(source.spec, graph_precision=precision)
+    notes = [*source.notes, *mixed.notes]
+    return dataclasses.replace(source, forward=mixed.forward, spec=spec, notes=notes)
 
 
 def _likely_preset(found: Classifier) -> str:
@@ -308,11 +340,6 @@ def check_options(options: Options) -> None:
             )
     if options.std is not None and min(options.std) <= 0:
         raise OdinError("--std: every value has to be above 0")
-    if options.precision == "fp16":
-        raise OdinError(
-            "--precision fp16: only GPU engines compute in it, and this version has none; use fp32 "
-            "or bf16"
-        )
 
 
 def tool_versions() -> dict[str, str]:

@@ -49,7 +49,9 @@ def add_model_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup)
     parser.add_argument(
         "--precision",
         choices=("fp32", "fp16", "bf16"),
-        help="in which the engine computes the network; scores are float32 always (default: fp32)",
+        help="of the network; scores are float32 always. It is written into the graphs, as "
+        "TensorRT wants it; odin-bench --engine openvino computes an fp32 bundle in bf16 as well "
+        "(default: fp32, or the bundle's)",
     )
 
 

@@ -8,7 +8,8 @@ Networks", ICLR 2018. With logits f(x), S(x; T) = softmax(f(x) / T) and y = argm
 
 where g is the gradient of -log S_y(x; T) with respect to the normalised image x. Its seed at the
 logits is (S(x; T) - onehot(y)) / T; the factor 1/T is applied after the backward pass, where it is
-needed at all, so that small gradients keep their bits.
+needed at all, so that small gradients keep their bits. In half precision the seed is multiplied by
+`spec.seed_scale`, a power of two, which is divided out again with T: it changes no sign.
 """
 
 from __future__ import annotations
@@ -81,8 +82,40 @@ def gradient_graph(forward: onnx.ModelProto, spec: Spec) -> onnx.ModelProto:
     logits = _as_float32(e, parts.logits)
     label = e.op("ArgMax", logits, axis=1, keepdims=0)
     scaled = _gradient(e, parts, logits, label, spec)
-    gradient = e.op("Div", _as_float32(e, scaled), parts.temperature)
+    gradient = e.op("Div", _as_float32(e, scaled), _factor_of_gradient(e, parts, spec))
     return _finish(model, {"logits": logits, "input_gradient": gradient}, spec.classes)
+
+
+def gradient_sizes_graph(forward: onnx.ModelProto, spec: Spec) -> onnx.ModelProto:
+    """Return a graph that tells how large gradients get: normalised `images` -> `largest`, `last`.
+
+    For each value g of the backward pass, `largest` (values,) is max |g| over the images and all
+    that it holds; `last` (1,) is that of the input gradient. Both are float32.
+    """
+    model, e, parts = _start(forward, spec, tunable=())
+    label = e.op("ArgMax", parts.logits, axis=1, keepdims=0)
+    seed = _seed(e, parts, parts.logits, label, spec)
+    gradient = append_backward(e, parts.image, parts.logits, seed)
+    clean.infer_shapes(model)
+    # Not what the backward pass is made of besides, such as weights turned around.
+    gradients: dict[ir.Value | None, ir.Value] = {seed: seed}
+    for node in e.graph:
+        if _sees(node, gradients):
+            gradients.update((value, value) for value in node.outputs)
+    one = e.integers([1], "one_value")
+    sizes = {
+        value: e.op("Reshape", e.op("ReduceMax", e.op("Abs", value), keepdims=0), one)
+        for value in gradients.values()
+        if value.dtype == ir.DataType.FLOAT
+    }
+    e.graph.outputs.clear()
+    largest = e.op("Concat", *sizes.values(), axis=0)
+    for name, value in (("largest", largest), ("last", e.op("Identity", sizes[gradient]))):
+        output = clean.named_output(e.graph, value, name)
+        output.type = ir.TensorType(ir.DataType.FLOAT)
+        output.shape = ir.Shape([len(sizes) if name == "largest" else 1])
+        e.graph.outputs.append(output)
+    return clean.to_proto(model)
 
 
 def _start(
@@ -172,19 +205,36 @@ def _first_order_score(
     inverse_std = e.constant(_per_channel(1 / np.asarray(spec.std)).astype(np.float32))
     size = e.op("Mul", e.op("Abs", gradient), inverse_std)
     total = e.op("ReduceSum", size, e.integers([1, 2, 3], "axes"), keepdims=0)
-    gain = e.op("Mul", total, e.op("Div", parts.magnitude, parts.temperature))
+    factor = _factor_of_gradient(e, parts, spec)
+    gain = e.op("Mul", total, e.op("Div", parts.magnitude, factor))
     return e.op("Mul", probability, e.op("Exp", gain))
 
 
+def _factor_of_gradient(e: Emitter, parts: _Parts, spec: Spec) -> ir.Value:
+    """What `_gradient` is to be divided by."""
+    if spec.seed_scale == 1:
+        return parts.temperature
+    return e.op("Mul", parts.temperature, e.constant(np.float32(spec.seed_scale), "seed_scale"))
+
+
 def _gradient(e: Emitter, parts: _Parts, logits: ir.Value, label: ir.Value, spec: Spec) -> ir.Value:
-    """T times the gradient of -log S_y(x; T) with respect to the normalised image."""
+    """T seed_scale times the gradient of -log S_y(x; T) with respect to the normalised image."""
+    return append_backward(e, parts.image, parts.logits, _seed(e, parts, logits, label, spec))
+
+
+def _seed(e: Emitter, parts: _Parts, logits: ir.Value, label: ir.Value, spec: Spec) -> ir.Value:
+    """The gradient at the logits that the backward pass starts from."""
     probabilities = e.op("Softmax", e.op("Div", logits, parts.temperature), axis=1)
     classes = e.constant(np.arange(spec.classes)[None], "classes")
     predicted = e.op("Equal", e.op("Unsqueeze", label, e.integers([1], "axes")), classes)
     onehot = e.op("Cast", predicted, to=int(ir.DataType.FLOAT))
-    seed = _in_network_type(e, e.op("Sub", probabilities, onehot))
+    difference = e.op("Sub", probabilities, onehot)
+    if spec.seed_scale != 1:
+        scale = e.constant(np.float32(spec.seed_scale), "seed_scale")
+        difference = e.op("Mul", difference, scale)
+    seed = _in_network_type(e, difference)
     seed.shape, seed.type = parts.logits.shape, parts.logits.type
-    return append_backward(e, parts.image, parts.logits, seed)
+    return seed
 
 
 def _copy_of_forward(e: Emitter, parts: _Parts, image: ir.Value) -> ir.Value:

@@ -17,7 +17,7 @@ from odin_engines.errors import OdinError
 from odin_export.emit import Emitter, constant_value, dims
 
 GEN_GAMMA, GEN_CLASSES = 0.1, 100
-_PASSING = frozenset({"Identity", "Flatten", "Reshape", "Squeeze", "Dropout"})
+_PASSING = frozenset({"Identity", "Flatten", "Reshape", "Squeeze", "Dropout", "Cast"})
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,16 @@ def find_head(e: Emitter, logits: ir.Value) -> Head | None:
         return None
     if node.attributes.get_int("transB", 0):
         weight = weight.T
-    return Head(features, weight.astype(np.float32), _averaged_map(e, features))
+    return Head(_in_float32(e, features), weight.astype(np.float32), _averaged_map(e, features))
+
+
+def _in_float32(e: Emitter, value: ir.Value) -> ir.Value:
+    """What a network computes in half precision, in the type that scores are computed in."""
+    if value.dtype not in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
+        return value
+    wide = e.op("Cast", value, to=int(ir.DataType.FLOAT))
+    wide.shape, wide.type = value.shape, ir.TensorType(ir.DataType.FLOAT)
+    return wide
 
 
 def _before_passing(value: ir.Value) -> ir.Node | None:
@@ -97,7 +106,7 @@ def _averaged_map(e: Emitter, features: ir.Value) -> ir.Value | None:
     node = _before_passing(features)
     if node is None or node.inputs[0] is None or len(dims(node.inputs[0])) != 4:
         return None
-    feature_map = node.inputs[0]
+    feature_map = _in_float32(e, node.inputs[0])
     if node.op_type == "GlobalAveragePool":
         spatial = [2, 3]
     elif node.op_type == "ReduceMean":

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -15,9 +15,13 @@ from odin_engines.engine import Session
 from odin_engines.errors import OdinError
 from odin_engines.spec import LEAST_TEMPERATURE, MOST, Precision, Spec
 
+if TYPE_CHECKING:
+    from odin_runtime.gpu_scorer import FormName, GpuSession
+
 # On a CPU, batches beyond this are no faster: their activations leave the cache.
 DEFAULT_BATCH = 16
 DEFAULT_MEMORY = 2 << 30
+PLAN_ENGINES = ("trt", "rtx")
 
 
 @dataclass(frozen=True)
@@ -25,11 +29,13 @@ class Scores:
     """What is known of each image; higher scores mean in-distribution.
 
     Attributes:
-        score: ODIN score, float32 (N,).
+        score: ODIN score, float32 (N,); (magnitudes, N) where several were asked for.
         baseline: largest softmax probability (Hendrycks and Gimpel, ICLR 2017), float32 (N,).
         label: the predicted class, int64 (N,).
         extra: the further scores that the bundle was exported with (--scores), float32 (N,) each,
             by name.
+
+    From `Scorer.score_on_device` they are `gpu_arrays.DeviceArray`.
     """
 
     score: np.ndarray
@@ -38,17 +44,39 @@ class Scores:
     extra: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return len(self.score)
+        return len(self.label)
 
     def first(self, count: int) -> Scores:
         """Those of the first `count` images."""
         extra = {name: values[:count] for name, values in self.extra.items()}
-        return Scores(self.score[:count], self.baseline[:count], self.label[:count], extra)
+        return Scores(self.score[..., :count], self.baseline[:count], self.label[:count], extra)
+
+
+@dataclass(frozen=True)
+class GpuOptions:
+    """How engines "trt" and "rtx" open a bundle.
+
+    Attributes:
+        form: "fused" (images to scores in one plan), "split" (any magnitude, several at once) or
+            "auto": see `odin_runtime.gpu_scorer`.
+        driver: "cuda-core", "pycuda" or "auto".
+        device: number of the GPU.
+        graphs: whether batches that come again become CUDA graphs; None where the driver can.
+        batch_size: the most images computed at once; None takes what the plans take.
+    """
+
+    form: FormName = "auto"
+    driver: str = "auto"
+    device: int = 0
+    graphs: bool | None = None
+    batch_size: int | None = None
 
 
 @dataclass(frozen=True)
 class Scorer:
     """A bundle opened in an engine. Safe to use from several threads.
+
+    Leaving it as a context manager closes it, which only the engines on a GPU need.
 
     Attributes:
         bundle: what was opened.
@@ -77,8 +105,12 @@ class Scorer:
         precision: Precision | None = None,
         threads: int | None = None,
         network: Any = None,
-        batch_size: int = DEFAULT_BATCH,
+        batch_size: int | None = None,
         memory: int = DEFAULT_MEMORY,
+        form: FormName = "auto",
+        driver: str = "auto",
+        device: int = 0,
+        graphs: bool | None = None,
     ) -> Scorer:
         """Open a bundle.
 
@@ -86,27 +118,42 @@ class Scorer:
             bundle: the folder that odin-export wrote.
             engine: "auto" (the fastest that is installed), "openvino", "ort", "torch", "trt" or
                 "rtx".
-            precision: "fp32" or "bf16"; None takes the bundle's.
+            precision: None takes the bundle's. A bundle exported with --precision fp16 or bf16
+                has that one alone; of any other, "openvino" makes "fp32" or "bf16".
             threads: of the engine; None leaves it to the engine.
             network: for engine "torch" alone: the PyTorch network, which a bundle does not hold.
-            batch_size: the most images given to the engine at once.
-            memory: about how many bytes of activations one call of the engine may take.
+            batch_size: the most images given to the engine at once; None takes 16 on a CPU, and
+                the largest batch of the plans on a GPU.
+            memory: about how many bytes of activations one call of the engine may take; plans have
+                their own bound.
+            form, driver, device, graphs: of engines "trt" and "rtx": see `GpuOptions`.
 
         Raises:
             OdinError: the bundle is missing, damaged or newer than this version, or the engine is
                 not available; the message says which, and what to do.
         """
         opened = bundle if isinstance(bundle, Bundle) else read_bundle(Path(bundle))
-        if batch_size < 1:
+        if batch_size is not None and batch_size < 1:
             raise OdinError(f"batch_size is {batch_size}; it has to be 1 or more")
         precision = precision or opened.spec.precision
         name = engines.resolve(engine, precision)
         if name == "torch":
             session, input_type = _reference(opened.spec, precision, network), "float32"
         else:
-            session = engines.open_graph(name, opened.file(ODIN), precision, threads)
+            problem = engines.takes_precision(name, opened.spec, precision)
+            if problem is not None:
+                raise OdinError(problem)
             input_type = opened.spec.input_type
-        return cls(opened, name, precision, session, input_type, batch_size, memory)
+            if name in PLAN_ENGINES:
+                from odin_runtime.gpu_scorer import open_gpu
+
+                options = GpuOptions(form, driver, device, graphs, batch_size)
+                gpu = open_gpu(opened, name, options)
+                session, batch_size = gpu, gpu.pipeline.batch_size
+            else:
+                session = engines.open_graph(name, opened.file(ODIN), precision, threads)
+        size = DEFAULT_BATCH if batch_size is None else batch_size
+        return cls(opened, name, precision, session, input_type, size, memory)
 
     @property
     def spec(self) -> Spec:
@@ -119,19 +166,34 @@ class Scorer:
         *,
         temperature: float | None = None,
         magnitude: float | None = None,
+        magnitudes: Sequence[float] | None = None,
         progress: Callable[[int], object] | None = None,
     ) -> Scores:
         """Score any number of images.
 
         Args:
-            images: (N, H, W, C) uint8, raw; or (N, C, H, W) float32, already normalised.
+            images: (N, H, W, C) uint8, raw; or (N, C, H, W) float32, already normalised. Engines
+                "trt" and "rtx" take arrays on the device too.
             temperature, magnitude: in place of the bundle's; only for a bundle exported with
-                --tunable, or the torch engine.
+                --tunable, or the torch engine; split plans take any magnitude.
+            magnitudes: several at once, in place of `magnitude`; for split plans alone.
             progress: called after each chunk with its number of images.
 
         Raises:
             OdinError: the images have another type, layout or size, or the bundle is not tunable.
         """
+        if self.engine in PLAN_ENGINES:
+            gpu = cast("GpuSession", self.session)
+            placed = gpu.placed(images)
+            _check_placed(placed, self.spec)
+            wanted = magnitudes if magnitude is None else [magnitude]
+            results = gpu.score(placed, temperature, wanted, progress)
+            return self._gpu_scores(results, several=magnitudes is not None)
+        if magnitudes is not None:
+            raise OdinError(
+                f"engine {self.engine} takes one magnitude at a time: score once for each, or use "
+                "the split plans of engine trt or rtx"
+            )
         check_images(images, self.spec)
         scalars = self.tuning(temperature, magnitude)
         parts = []
@@ -149,6 +211,57 @@ class Scorer:
             _joined(parts, "label", np.int64),
             {name: _joined(parts, name, np.float32) for name in self._extra_names()},
         )
+
+    def score_on_device(
+        self,
+        images: Any,
+        *,
+        stream: Any = None,
+        temperature: float | None = None,
+        magnitude: float | None = None,
+        magnitudes: Sequence[float] | None = None,
+    ) -> Scores:
+        """Queue scoring images that lie on the GPU, without a copy; returns before it is done.
+
+        Args:
+            images: a PyTorch, CuPy, pycuda or other array on the device, dense, as `score`.
+            stream: a CUDA stream of any library, or its handle; None takes the array's own.
+            temperature, magnitude, magnitudes: as `score`.
+
+        Returns:
+            Arrays on the device, which PyTorch, CuPy and others take as theirs.
+
+        Raises:
+            OdinError: the engine is not "trt" or "rtx", or the images are not on its device, of
+                another type, layout or size, or not dense.
+        """
+        if self.engine not in PLAN_ENGINES:
+            raise OdinError(f"engine {self.engine} scores on the CPU; open the bundle with trt")
+        gpu = cast("GpuSession", self.session)
+        placed = gpu.placed(images, stream)
+        _check_placed(placed, self.spec)
+        wanted = magnitudes if magnitude is None else [magnitude]
+        results = gpu.score_on_device(placed, stream, temperature, wanted)
+        return self._gpu_scores(results, several=magnitudes is not None)
+
+    def _gpu_scores(self, results: dict[str, Any], several: bool) -> Scores:
+        score = results["score"]
+        if not several:
+            score = score[0]
+        extra = {name: results[name] for name in self._extra_names()}
+        return Scores(score, results["baseline"], results["label"], extra)
+
+    def close(self) -> None:
+        """Free what the engine holds on a GPU; a second call does nothing."""
+        close = getattr(self.session, "close", None)
+        if close is not None:
+            close()
+
+    def __enter__(self) -> Scorer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def tuning(self, temperature: float | None, magnitude: float | None) -> dict[str, np.ndarray]:
         """Return the inputs that set temperature and magnitude; None takes the bundle's.
@@ -215,25 +328,29 @@ def check_images(images: np.ndarray, spec: Spec) -> None:
     Raises:
         OdinError: naming what was given and what is wanted.
     """
-    wanted = (
-        f"(N, H, W, {spec.channels}) uint8, raw, or (N, {spec.channels}, H, W) float32, normalised"
-    )
     if not isinstance(images, np.ndarray):
-        raise OdinError(f"images are a {type(images).__name__}; give a numpy array, {wanted}")
-    given = f"images are {images.shape} {images.dtype}"
-    if images.ndim == 3 and spec.channels == 1 and images.dtype == np.uint8:
+        raise OdinError(
+            f"images are a {type(images).__name__}; give a numpy array, {_wanted(spec)}"
+        )
+    check_layout(images.shape, images.dtype, spec)
+
+
+def check_layout(shape: tuple[int, ...], dtype: np.dtype[Any], spec: Spec) -> None:
+    """As `check_images`, of an array that may lie anywhere."""
+    wanted, given = _wanted(spec), f"images are {shape} {dtype}"
+    if len(shape) == 3 and spec.channels == 1 and dtype == np.uint8:
         raise OdinError(f"{given}, without an axis for the only channel; give images[..., None]")
-    if images.ndim == 3:
+    if len(shape) == 3:
         raise OdinError(f"{given}: one image without a batch axis; give images[None], {wanted}")
-    if images.ndim != 4 or images.dtype not in (np.uint8, np.float32):
-        hint = "; convert with .astype(numpy.float32)" if images.dtype.kind == "f" else ""
+    if len(shape) != 4 or dtype not in (np.uint8, np.float32):
+        hint = "; convert with .astype(numpy.float32)" if dtype.kind == "f" else ""
         raise OdinError(f"{given}; give {wanted}{hint}")
-    raw = images.dtype == np.uint8
-    if images.shape[3 if raw else 1] != spec.channels:
-        other = images.shape[1 if raw else 3] == spec.channels
+    raw = dtype == np.uint8
+    if shape[3 if raw else 1] != spec.channels:
+        other = shape[1 if raw else 3] == spec.channels
         remedy = "move the channels with .transpose" if other else "check the number of channels"
         raise OdinError(f"{given}; give {wanted}: {remedy}")
-    height, width = images.shape[1:3] if raw else images.shape[2:4]
+    height, width = shape[1:3] if raw else shape[2:4]
     for name, size, (least, most) in (
         ("high", height, spec.height),
         ("wide", width, spec.width),
@@ -244,6 +361,20 @@ def check_images(images: np.ndarray, spec: Spec) -> None:
             raise OdinError(
                 f"{given}: {size} pixels {name}, where {spec.model} takes {allowed}; {remedy}"
             )
+
+
+def _wanted(spec: Spec) -> str:
+    return (
+        f"(N, H, W, {spec.channels}) uint8, raw, or (N, {spec.channels}, H, W) float32, normalised"
+    )
+
+
+def _check_placed(images: Any, spec: Spec) -> None:
+    """Check images of the host or of the device."""
+    if hasattr(images, "pointer"):
+        check_layout(images.shape, images.dtype, spec)
+    else:
+        check_images(images, spec)
 
 
 def _reference(spec: Spec, precision: Precision, network: Any) -> Session:

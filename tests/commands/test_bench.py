@@ -16,6 +16,7 @@ from odin_bench import cli as bench
 from odin_bench.metrics import Metrics, evaluate, reference_grids
 from odin_bench.published import Published
 from odin_engines.bundle import Bundle, read_bundle
+from odin_engines.engine import unavailable
 from odin_runtime import Scorer
 
 METRICS = {"fpr95", "detection_error", "auroc", "aupr_in", "aupr_out"}
@@ -102,7 +103,7 @@ def test_bench_in_an_engine_that_is_not_here(
     run: Command, bundle: Path, sets: Path, engine: str
 ) -> None:
     outcome = run(bench.main, bundle, *pair(sets, "far"), "--engine", engine)
-    refused(outcome, f"engine {engine} is not available", "TensorRT")
+    refused(outcome, f"engine {engine} is not available", "libcuda.so.1", "openvino and ort run")
 
 
 def test_bench_by_name_exports_once(
@@ -125,6 +126,31 @@ def test_bench_by_name_exports_once(
     assert third.out == first.out
     read_bundle(bundles[0].parent)
     assert list(Path.cwd().iterdir()) == [Path.cwd() / "out.json"]
+
+
+@pytest.mark.parametrize(
+    ("engine", "precision", "written"), [("ort", "fp16", "fp16"), ("openvino", "bf16", "fp32")]
+)
+def test_bench_by_name_in_half_precision(
+    run: Command,
+    sets: Path,
+    weights: Path,
+    tmp_path: Path,
+    engine: str,
+    precision: str,
+    written: str,
+) -> None:
+    """OpenVINO makes bfloat16 of a float32 bundle; else the precision is in the graphs."""
+    if (why := unavailable(engine, precision)) is not None:
+        pytest.skip(why)
+    arguments = ("tiny10", "--checkpoint", weights, *pair(sets, "far"), "--json", "out.json")
+    outcome = run(bench.main, *arguments, "--engine", engine, "--precision", precision)
+    assert outcome.status == 0, outcome.err
+    (bundle,) = (tmp_path / "cache").rglob("odin.json")
+    assert read_bundle(bundle.parent).spec.graph_precision == written
+    found = results()
+    assert (found["engine"], found["precision"]) == (engine, precision)
+    assert 0.5 < found["parity"]["sign_agreement"] <= 1
 
 
 def test_bench_limit(run: Command, bundle: Path, sets: Path) -> None:

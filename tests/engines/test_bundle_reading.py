@@ -132,7 +132,8 @@ def test_a_missing_field(folder: Path, name: str) -> None:
 
 def test_fields_with_a_default_may_be_missing(folder: Path, tiny_spec: SpecMaker) -> None:
     description = json.loads((folder / "odin.json").read_text("utf-8"))
-    for name in ("channels", "in_dataset", "method", "precision", "tunable", "threshold", "tools"):
+    names = ("channels", "in_dataset", "method", "precision", "graph_precision", "seed_scale")
+    for name in (*names, "tunable", "threshold", "tools"):
         del description[name]
     (folder / "odin.json").write_text(json.dumps(description))
     assert read_bundle(folder).spec == tiny_spec()
@@ -166,6 +167,8 @@ BAD_VALUES = {
     "magnitude": (-0.1, NAN, INFINITY, "0", None, False, HUGE),
     "method": ("Exact", "", None, 0, ["exact"], {"a": 1}),
     "precision": ("float32", None, 32),
+    "graph_precision": ("float16", None, 16, "fp16"),
+    "seed_scale": (0, -2, 3, 0.3, NAN, INFINITY, "1", None, True),
     "input_type": ("int8", None, []),
     "tunable": (1, "yes", None, "false"),
     "scores": ("energy", 1, None, [1], {"energy": 1}),

@@ -25,6 +25,8 @@ def test_what_is_written_is_read(tmp_path: Path, tiny_spec: SpecMaker) -> None:
         in_dataset="cifar10",
         method="first-order",
         precision="bf16",
+        graph_precision="bf16",
+        seed_scale=0.25,
         input_type="uint8",
         tunable=True,
         scores=("energy", "gen"),

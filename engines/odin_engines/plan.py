@@ -1,0 +1,215 @@
+"""A plan, opened: its inputs and outputs, and running it on buffers and streams of the caller."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from odin_engines.errors import OdinError
+from odin_engines.plan_messages import Messages, make_logger
+from odin_engines.plan_records import ENGINE_TITLES, Limits, Shape, shape_text
+
+if TYPE_CHECKING:
+    import tensorrt
+
+# What TensorRT calls them, and numpy; numpy itself has no bfloat16.
+_DTYPES = {
+    "FLOAT": "float32",
+    "HALF": "float16",
+    "BF16": "bfloat16",
+    "INT32": "int32",
+    "INT64": "int64",
+    "UINT8": "uint8",
+    "INT8": "int8",
+    "BOOL": "bool",
+}
+
+
+def deserialized(trt: ModuleType, file: Path, content: bytes, engine: str) -> Plan:
+    """Make a plan ready to run on the current CUDA device.
+
+    Args:
+        trt: the module `tensorrt` or `tensorrt_rtx`.
+        file: where the plan was read from; errors name it.
+        content: of the file.
+        engine: "trt" or "rtx".
+
+    Raises:
+        OdinError: TensorRT refuses it, with what it logged.
+    """
+    title = ENGINE_TITLES[engine]
+    messages = Messages()
+    try:
+        runtime: tensorrt.Runtime = trt.Runtime(make_logger(trt, messages))
+    except (TypeError, RuntimeError) as error:  # how the bindings tell of a null pointer
+        raise OdinError(f"{title} does not start: {messages.reason()}") from error
+    opened: tensorrt.ICudaEngine = runtime.deserialize_cuda_engine(content)
+    if opened is None:
+        raise OdinError(
+            f"{title} {trt.__version__} cannot open {file}: {messages.reason()}; build it again on "
+            f"this machine with 'odin-export {file.parent} --engine {engine}'"
+        )
+    remedy = f"odin-export {file.parent} --engine {engine}"
+    return Plan(trt, file, runtime, opened, messages, remedy)
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An input or output of a plan.
+
+    Attributes:
+        name: as in the graph.
+        dtype: numpy's name of it, or "bfloat16", which numpy does not have.
+        shape: -1 where it varies.
+        limits: of an input whose shape varies.
+    """
+
+    name: str
+    dtype: str
+    shape: Shape
+    limits: Limits | None = None
+
+
+class Plan:
+    """A plan, opened, with an execution context: the memory for one run at a time.
+
+    Not safe for several threads, nor for several streams at once: give each its own context, from
+    `another`, which shares the weights.
+
+    Attributes:
+        file: where it was read from.
+        inputs, outputs: by name.
+        context_bytes: of device memory that each context takes.
+    """
+
+    def __init__(
+        self,
+        trt: ModuleType,
+        file: Path,
+        runtime: tensorrt.Runtime,
+        engine: tensorrt.ICudaEngine,
+        messages: Messages,
+        remedy: str,
+    ) -> None:
+        self.file = file
+        self._trt, self._runtime, self._engine = trt, runtime, engine
+        self._messages, self._remedy = messages, remedy
+        self.inputs = {t.name: t for t in _tensors(trt, engine, trt.TensorIOMode.INPUT)}
+        self.outputs = {t.name: t for t in _tensors(trt, engine, trt.TensorIOMode.OUTPUT)}
+        self.context_bytes = int(engine.device_memory_size_v2)
+        context: tensorrt.IExecutionContext = engine.create_execution_context()
+        if context is None:
+            raise OdinError(
+                f"no memory on the GPU to run {file}, which takes {self.context_bytes / 1e6:.0f} MB"
+                f" ({messages.reason()}); free some, or build it for smaller batches with "
+                f"'{remedy} --maxShapes=...'"
+            )
+        self._context = context
+
+    def another(self) -> Plan:
+        """The same plan with a context of its own, to be run at the same time.
+
+        Raises:
+            OdinError: the GPU has no memory for it.
+        """
+        return Plan(self._trt, self.file, self._runtime, self._engine, self._messages, self._remedy)
+
+    def output_shapes(self, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
+        """Return the shapes of the outputs for inputs of these shapes.
+
+        Raises:
+            OdinError: as `enqueue`.
+        """
+        self._set_shapes(shapes)
+        return {name: _shape(self._context.get_tensor_shape(name)) for name in self.outputs}
+
+    def enqueue(
+        self, addresses: Mapping[str, int], shapes: Mapping[str, Shape], stream_handle: int
+    ) -> None:
+        """Run the plan on a stream; returns before it is done.
+
+        Args:
+            addresses: of device memory, for every input and output, by name.
+            shapes: of the inputs whose shape varies, by name.
+            stream_handle: a CUstream or cudaStream_t; not the default stream, which would wait for
+                all others.
+
+        Raises:
+            OdinError: a name is missing or unknown, a shape is out of the plan's limits, or
+                TensorRT fails.
+        """
+        self._set_shapes(shapes)
+        wanted = self.inputs.keys() | self.outputs.keys()
+        if addresses.keys() != wanted:
+            odd = ", ".join(sorted(addresses.keys() ^ wanted))
+            raise OdinError(f"{self.file} takes one address for each tensor; look at {odd}")
+        self._messages.clear()
+        for name, address in addresses.items():
+            if not self._context.set_tensor_address(name, address):
+                raise OdinError(
+                    f"{self.file}: address {address:#x} of {name} is refused: "
+                    f"{self._messages.reason()}"
+                )
+        if not self._context.execute_async_v3(stream_handle):
+            raise OdinError(f"{self.file} does not run: {self._messages.reason()}")
+
+    def _set_shapes(self, shapes: Mapping[str, Shape]) -> None:
+        varying = {name: t for name, t in self.inputs.items() if t.limits is not None}
+        if shapes.keys() != varying.keys():
+            odd = ", ".join(sorted(shapes.keys() ^ varying.keys()))
+            raise OdinError(f"{self.file} takes shapes of {', '.join(varying)}; look at {odd}")
+        for name, shape in shapes.items():
+            self._check_limits(varying[name], tuple(shape))
+        self._messages.clear()
+        for name, shape in shapes.items():
+            if not self._context.set_input_shape(name, tuple(shape)):
+                raise OdinError(
+                    f"{self.file}: shape {shape_text(shape)} of {name} is refused: "
+                    f"{self._messages.reason()}"
+                )
+        unknown = self._context.infer_shapes()
+        if unknown:
+            raise OdinError(f"{self.file}: no shape is known of {', '.join(unknown)}")
+
+    def _check_limits(self, tensor: Tensor, shape: Shape) -> None:
+        limits = tensor.limits
+        assert limits is not None
+        if limits.hold(shape):
+            return
+        asked = f"{tensor.name}:{shape_text(shape)}"
+        if len(shape) != len(limits.minimum):
+            remedy = f"give {len(limits.minimum)} sizes"
+        elif 0 in shape:
+            remedy = "what holds no image needs no run"
+        elif any(size < least for size, least in zip(shape, limits.minimum, strict=True)):
+            remedy = f"build it for that with '{self._remedy} --minShapes={asked}'"
+        else:
+            remedy = f"build it for that with '{self._remedy} --maxShapes={asked}'"
+        raise OdinError(
+            f"{self.file} takes {tensor.name} of {shape_text(limits.minimum)} to "
+            f"{shape_text(limits.maximum)}, not {shape_text(shape)}; {remedy}"
+        )
+
+
+def _tensors(
+    trt: ModuleType, engine: tensorrt.ICudaEngine, mode: tensorrt.TensorIOMode
+) -> list[Tensor]:
+    tensors = []
+    for index in range(engine.num_io_tensors):
+        name = engine.get_tensor_name(index)
+        if engine.get_tensor_mode(name) != mode:
+            continue
+        shape = _shape(engine.get_tensor_shape(name))
+        limits = None
+        if mode == trt.TensorIOMode.INPUT and -1 in shape:
+            limits = Limits(*map(_shape, engine.get_tensor_profile_shape(name, 0)))
+        dtype = engine.get_tensor_dtype(name).name
+        tensors.append(Tensor(name, _DTYPES.get(dtype, dtype), shape, limits))
+    return tensors
+
+
+def _shape(dims: tensorrt.Dims) -> Shape:
+    return tuple(dims[index] for index in range(len(dims)))

@@ -1,0 +1,326 @@
+"""Building one plan from one ONNX graph, with TensorRT 10 or 11 or TensorRT for RTX: one code path.
+
+The module is passed in: `tensorrt` builds on the GPU that it builds for, `tensorrt_rtx` anywhere.
+Networks are strongly typed: what is computed in which type is written in the graph.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from odin_engines.errors import OdinError
+from odin_engines.files import replacing
+from odin_engines.plan_messages import Messages, because, make_logger
+from odin_engines.plan_records import ENGINE_TITLES, PlanRecord
+
+if TYPE_CHECKING:
+    import tensorrt
+    import tensorrt_rtx
+
+# Called with what the builder is at and which share of the work is done, from the calling thread.
+Progress = Callable[[str, float], object]
+
+_POLL_SECONDS = 0.1
+
+
+def build_plan(
+    trt: ModuleType,
+    graph: bytes,
+    record: PlanRecord,
+    outputs: Collection[str],
+    timing_cache: Path | None = None,
+    progress: Progress = lambda phase, share: None,
+) -> bytes:
+    """Build the plan that `record` describes.
+
+    Args:
+        trt: the module `tensorrt` or `tensorrt_rtx`.
+        graph: an ONNX model, serialized, weights included.
+        record: tells profile, targets and flags.
+        outputs: names of the outputs that the plan has to have.
+        timing_cache: what was measured while building earlier plans, to read and to add to;
+            `tensorrt` only. It is written whole or not at all.
+        progress: called some ten times a second.
+
+    Returns:
+        The plan, serialized.
+
+    Raises:
+        OdinError: the parser or the builder refuses, with the node's name, the reason and the
+            remedy; or the timing cache cannot be used.
+        KeyboardInterrupt: Ctrl-C was pressed; the build was cancelled first.
+    """
+    messages = Messages()
+    logger = make_logger(trt, messages)
+    builder: tensorrt.Builder = _builder(trt, logger, record)
+    network, obstacle = parse(trt, builder, logger, graph)
+    if obstacle is not None:
+        raise OdinError(
+            f"{ENGINE_TITLES[record.engine]} does not take {record.graph}: {obstacle}; express "
+            "this node in other ops ('odin-export MODEL --check' tells whether that was enough)"
+        )
+    _check_outputs(network, outputs, record.graph)
+    config: tensorrt.IBuilderConfig = _config(trt, builder, network, record, messages)
+    cache = _open_cache(config, timing_cache)
+    phases = Phases()
+    config.progress_monitor = _monitor(trt, phases)
+    messages.clear()
+    plan = _in_background(
+        lambda: builder.build_serialized_network(network, config), phases, progress
+    )
+    if plan is None:
+        raise OdinError(_refusal(messages, record))
+    if cache is not None and timing_cache is not None:
+        _save_cache(cache, timing_cache)
+    return bytes(memoryview(plan))
+
+
+def parse(
+    trt: ModuleType, builder: tensorrt.Builder, logger: tensorrt.ILogger, graph: bytes
+) -> tuple[tensorrt.INetworkDefinition, str | None]:
+    """Parse an ONNX model into a strongly typed network.
+
+    Returns:
+        The network, and None; or what there is of it, the first node that is refused, and why.
+    """
+    # The default on 11, where the flag changes nothing.
+    flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    network: tensorrt.INetworkDefinition = builder.create_network(flags)
+    parser: tensorrt.OnnxParser = trt.OnnxParser(network, logger)
+    return network, None if parser.parse(graph) else _parser_error(parser)
+
+
+def _parser_error(parser: tensorrt.OnnxParser) -> str:
+    if not parser.num_errors:
+        return "it gives no reason"
+    error: tensorrt.ParserError = parser.get_error(0)
+    why = next((line for line in error.desc().splitlines() if "Error" in line), error.desc())
+    if not error.node_operator():  # it is not about a node
+        return because(why)
+    return f"node {error.node_name()!r} ({error.node_operator()}): {because(why)}"
+
+
+def _builder(trt: ModuleType, logger: tensorrt.ILogger, record: PlanRecord) -> tensorrt.Builder:
+    try:
+        return trt.Builder(logger)
+    except (TypeError, RuntimeError) as error:  # how the bindings tell of a null pointer
+        raise OdinError(
+            f"{ENGINE_TITLES[record.engine]} {record.version} cannot start its builder here; look "
+            "at nvidia-smi: its driver has to be as new as the CUDA that it was made for"
+        ) from error
+
+
+def _check_outputs(
+    network: tensorrt.INetworkDefinition, wanted: Collection[str], graph: str
+) -> None:
+    outputs: list[tensorrt.ITensor] = [
+        network.get_output(index) for index in range(network.num_outputs)
+    ]
+    found = {output.name for output in outputs}
+    if found != set(wanted):
+        raise OdinError(
+            f"the parser made outputs {', '.join(sorted(found)) or 'none'} of {graph}, not "
+            f"{', '.join(sorted(wanted))}: export the model again, and if it stays so report it"
+        )
+
+
+def _config(
+    trt: ModuleType,
+    builder: tensorrt.Builder,
+    network: tensorrt.INetworkDefinition,
+    record: PlanRecord,
+    messages: Messages,
+) -> tensorrt.IBuilderConfig:
+    config: tensorrt.IBuilderConfig = builder.create_builder_config()
+    if record.tf32:
+        config.set_flag(trt.BuilderFlag.TF32)
+    else:  # on by default, and then no float32 score would agree with a CPU's
+        config.clear_flag(trt.BuilderFlag.TF32)
+    if record.optimization_level is not None:
+        config.builder_optimization_level = record.optimization_level
+    if record.engine == "rtx":
+        _set_targets(trt, config, record)
+    else:
+        _set_compatibility(trt, config, record)
+    _set_profile(trt, builder, network, config, record, messages)
+    return config
+
+
+def _set_compatibility(
+    trt: ModuleType, config: tensorrt.IBuilderConfig, record: PlanRecord
+) -> None:
+    level = trt.HardwareCompatibilityLevel
+    if record.hardware_compatibility == "ampere+":
+        config.hardware_compatibility_level = level.AMPERE_PLUS
+    elif record.hardware_compatibility == "same-cc":
+        config.hardware_compatibility_level = level.SAME_COMPUTE_CAPABILITY
+
+
+def _set_targets(trt: ModuleType, config: tensorrt_rtx.IBuilderConfig, record: PlanRecord) -> None:
+    """Say which generations of GPUs the plan is for; TensorRT itself has nothing like it."""
+    config.num_compute_capabilities = len(record.compute_capabilities)
+    for index, text in enumerate(record.compute_capabilities):
+        capability = getattr(trt.ComputeCapability, "SM" + text.replace(".", ""))
+        if not config.set_compute_capability(capability, index):
+            raise OdinError(
+                f"TensorRT for RTX {record.version} does not build for compute capability {text}; "
+                "leave it out of --computeCapabilities"
+            )
+
+
+def _set_profile(
+    trt: ModuleType,
+    builder: tensorrt.Builder,
+    network: tensorrt.INetworkDefinition,
+    config: tensorrt.IBuilderConfig,
+    record: PlanRecord,
+    messages: Messages,
+) -> None:
+    tensors: list[tensorrt.ITensor] = [
+        network.get_input(index) for index in range(network.num_inputs)
+    ]
+    inputs = {tensor.name for tensor in tensors}
+    profile: tensorrt.IOptimizationProfile = builder.create_optimization_profile()
+    for name, limits in record.profile.items():
+        if name not in inputs:
+            raise OdinError(f"{record.graph} has no input {name!r}, only {', '.join(inputs)}")
+        shapes = (limits.minimum, limits.optimum, limits.maximum)
+        try:
+            profile.set_shape(name, *(trt.Dims(shape) for shape in shapes))
+        except ValueError as error:
+            raise OdinError(f"input {name} of {record.graph}: {because(str(error))}") from error
+    if config.add_optimization_profile(profile) < 0:
+        raise OdinError(
+            f"the shapes of {', '.join(record.profile)} do not fit {record.graph}: "
+            f"{messages.reason()}"
+        )
+
+
+def _refusal(messages: Messages, record: PlanRecord) -> str:
+    reason = messages.reason()
+    text = f"{ENGINE_TITLES[record.engine]} cannot build a plan of {record.graph}: {reason}"
+    if "sm75" in reason.lower():
+        return f"{text}; leave 7.5 out of --computeCapabilities"
+    if "memory" in reason.lower():
+        return f"{text}; give a smaller --maxShapes"
+    return f"{text}; try another --precision or --builderOptimizationLevel, and report it"
+
+
+# Timing cache
+
+
+def _open_cache(config: tensorrt.IBuilderConfig, file: Path | None) -> tensorrt.ITimingCache | None:
+    if file is None:
+        return None
+    try:
+        content = file.read_bytes() if file.exists() else b""
+    except OSError as error:
+        raise OdinError(f"cannot read timing cache {file}: {error.strerror}") from error
+    cache: tensorrt.ITimingCache = config.create_timing_cache(content)
+    if cache is None or not config.set_timing_cache(cache, False):
+        raise OdinError(
+            f"{file} is no timing cache of this version of TensorRT and this GPU; delete it, or "
+            "give another --timingCacheFile"
+        )
+    return cache
+
+
+def _save_cache(cache: tensorrt.ITimingCache, file: Path) -> None:
+    content: Any = cache.serialize()  # it has the buffer protocol, of which its type says nothing
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OdinError(
+            f"cannot make {file.parent} for the timing cache: {error.strerror}; give a writable "
+            "--timingCacheFile"
+        ) from error
+    with replacing(file) as temporary:
+        temporary.write_bytes(memoryview(content))
+
+
+# Progress and cancelling
+
+
+class Phases:
+    """What the builder is at: phases, each with steps, one of which may hold a phase again.
+
+    The builder reports from threads of its own; what it reported is read from another.
+    """
+
+    def __init__(self) -> None:
+        self.cancelled = False
+        self._lock = threading.Lock()
+        self._phases: dict[str, tuple[str | None, int, int]] = {}  # parent, steps, steps done
+        self._share = 0.0
+
+    def start(self, name: str, parent: str | None, steps: int) -> None:
+        """A phase begins."""
+        with self._lock:
+            self._phases[name] = (parent, max(steps, 1), 0)
+
+    def step(self, name: str, index: int) -> None:
+        """A step of a phase, counted from 0, is done."""
+        with self._lock:
+            if name in self._phases:
+                parent, steps, _ = self._phases[name]
+                self._phases[name] = (parent, steps, index + 1)
+
+    def finish(self, name: str) -> None:
+        """A phase is over."""
+        with self._lock:
+            self._phases.pop(name, None)
+
+    def state(self) -> tuple[str, float]:
+        """The innermost phase, and the share of all work that is done; it never goes back."""
+        with self._lock:
+            share, width, name = 0.0, 1.0, None
+            current = next((n for n, phase in self._phases.items() if phase[0] is None), None)
+            while current is not None:
+                _, steps, done = self._phases[current]
+                share += width * min(done, steps) / steps
+                width /= steps
+                name = current
+                current = next((n for n, p in self._phases.items() if p[0] == name), None)
+            self._share = max(self._share, min(share, 1.0))
+            return name or "", self._share
+
+
+def _monitor(trt: ModuleType, phases: Phases) -> tensorrt.IProgressMonitor:
+    class Monitor(trt.IProgressMonitor):  # type: ignore[name-defined]
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            phases.start(phase_name, parent_phase, num_steps)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            phases.step(phase_name, step)
+            return not phases.cancelled
+
+        def phase_finish(self, phase_name: str) -> None:
+            phases.finish(phase_name)
+
+    return Monitor()
+
+
+def _in_background(work: Callable[[], Any], phases: Phases, progress: Progress) -> Any:
+    """Run `work` in a thread of its own, so that Ctrl-C is heard while the builder is at work."""
+    interrupted = False
+    with ThreadPoolExecutor(1, "plan builder") as pool:
+        future = pool.submit(work)
+        while not future.done():
+            try:
+                wait([future], timeout=_POLL_SECONDS)
+                name, share = phases.state()
+                progress("stopping" if interrupted else name, share)
+            except KeyboardInterrupt:
+                # The builder asks after each step whether to go on; killing it would end Python.
+                phases.cancelled = interrupted = True
+    if interrupted:
+        raise KeyboardInterrupt
+    return future.result()

@@ -1,0 +1,270 @@
+"""odin-export's flags for plans, spelt as trtexec spells them, and plans for a bundle on disk.
+
+Needs neither torch nor onnx: a bundle gets its plans on the machine that will run it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from odin_engines import plan_sets
+from odin_engines.bundle import (
+    FORWARD,
+    GRADIENT,
+    ODIN,
+    Bundle,
+    check_output,
+    is_bundle,
+    read_bundle,
+    write_bundle,
+)
+from odin_engines.errors import OdinError
+from odin_engines.plan_profiles import AskedShapes, parse_shapes
+from odin_engines.plan_records import (
+    COMPATIBILITIES,
+    ENGINE_TITLES,
+    FORMS,
+    PlanRecord,
+    Shape,
+    shape_text,
+)
+from odin_engines.plan_sets import PlanOptions, PlanSet
+from odin_engines.spec import Spec
+
+_NO_PLANS = "onnx"
+_BOTH = "both"
+_SHAPES = {"minShapes": "smallest", "optShapes": "most usual", "maxShapes": "largest"}
+
+
+def add_plan_options(group: argparse._ArgumentGroup) -> None:
+    """Add --engine, and what tells how plans are built."""
+    group.add_argument(
+        "--engine",
+        choices=(_NO_PLANS, *ENGINE_TITLES),
+        default=_NO_PLANS,
+        help="also build plans: trt with TensorRT, for the GPU of this machine; rtx with TensorRT "
+        "for RTX, on any machine (default: onnx, which needs none)",
+    )
+    group.add_argument(
+        "--plans",
+        choices=(*FORMS, _BOTH),
+        help="fused: one plan, images to scores; split: gradient and forward pass, for kernels "
+        "that try many magnitudes on one gradient (default: both)",
+    )
+    for name, which in _SHAPES.items():
+        group.add_argument(
+            f"--{name}",
+            type=_shapes,
+            metavar="images:NxCxHxW",
+            help=f"{which} batch and size of images that the plans take (default: batches of 1 to "
+            "256, or as many as fit a GPU, tuned for a quarter of that; the network's usual size)",
+        )
+    group.add_argument(
+        "--tf32",
+        action="store_true",
+        default=None,
+        help="let float32 products be rounded to TensorFloat-32: faster, scores differ from a "
+        "CPU's by up to 1e-3",
+    )
+    group.add_argument(
+        "--builderOptimizationLevel",
+        type=int,
+        metavar="0-5",
+        help="how long the builder searches (default: its own, 3)",
+    )
+    group.add_argument(
+        "--computeCapabilities",
+        type=_capabilities,
+        metavar="8.6,8.9,...",
+        help="rtx: the GPUs to build for (default: all that it knows but 7.5, which takes no "
+        "matrix product in float32)",
+    )
+    group.add_argument(
+        "--hardwareCompatibility",
+        choices=COMPATIBILITIES,
+        help="trt: which other GPUs are to take the plans; costs speed (default: none)",
+    )
+    group.add_argument(
+        "--timingCacheFile",
+        type=Path,
+        metavar="FILE",
+        help="trt: what the builder measured, kept for the next build (default: a file for each "
+        "version and GPU in the user's cache)",
+    )
+
+
+def plan_options(parsed: argparse.Namespace) -> PlanOptions | None:
+    """Return what plans the flags ask for; None if none.
+
+    Raises:
+        OdinError: they contradict each other, or plans for this engine cannot be built here.
+    """
+    if parsed.engine == _NO_PLANS:
+        for name in PLAN_FLAGS:
+            if getattr(parsed, name) is not None:
+                raise OdinError(f"--{name} is for plans; add --engine trt or --engine rtx")
+        return None
+    options = PlanOptions(
+        engine=parsed.engine,
+        forms=FORMS if parsed.plans in (None, _BOTH) else (parsed.plans,),
+        shapes=AskedShapes(*(getattr(parsed, name) or {} for name in _SHAPES)),
+        tf32=bool(parsed.tf32),
+        optimization_level=parsed.builderOptimizationLevel,
+        hardware_compatibility=parsed.hardwareCompatibility or COMPATIBILITIES[0],
+        compute_capabilities=parsed.computeCapabilities or (),
+        timing_cache=parsed.timingCacheFile,
+        cache_folder=_cache_folder(),
+    )
+    plan_sets.check_options(options)
+    return options
+
+
+PLAN_FLAGS = (
+    "plans",
+    *_SHAPES,
+    "tf32",
+    "builderOptimizationLevel",
+    "computeCapabilities",
+    "hardwareCompatibility",
+    "timingCacheFile",
+)
+
+
+@dataclass
+class PlanMaker:
+    """Builds the plans of a bundle that is about to be written.
+
+    Attributes:
+        spec: of the bundle.
+        options: what plans; None for none.
+        output: where the bundle will be; plans of one that is there already may be used again.
+        reused: files of those, once the plans are made.
+    """
+
+    spec: Spec
+    options: PlanOptions | None
+    output: Path
+    reused: frozenset[str] = frozenset()
+
+    def check(self) -> None:
+        """Check, before any work, that what is asked for suits the network.
+
+        Raises:
+            OdinError: naming the flag.
+        """
+        if self.options is not None:
+            plan_sets.wanted_plans(self.spec, self.options)
+
+    def __call__(self, graphs: Mapping[str, bytes]) -> PlanSet:
+        """Build them, with a progress bar on a terminal."""
+        if self.options is None:
+            return PlanSet({}, (), frozenset())
+        existing = _bundle_at(self.output)
+        with _Bar() as bar:
+            plans = plan_sets.make_plans(graphs, self.spec, self.options, existing, bar.show)
+        self.reused = plans.reused
+        return plans
+
+
+def add_plans(folder: Path, output: Path | None, options: PlanOptions | None) -> Bundle:
+    """Build plans for a bundle on disk, and print what became of each.
+
+    Args:
+        folder: the bundle.
+        output: where the bundle with its plans goes; None puts them into `folder`.
+        options: what plans.
+
+    Raises:
+        OdinError: there are no options, the bundle is damaged, or a plan cannot be built; the
+            bundle is then as it was.
+    """
+    bundle = read_bundle(folder)
+    if options is None:
+        raise OdinError(
+            f"{folder} is a bundle: --engine trt or rtx adds plans to it; to export anew, give the "
+            "model that it was made from"
+        )
+    target = output or folder
+    check_output(target)
+    names = (ODIN, GRADIENT, FORWARD)
+    graphs = {name: bundle.file(name).read_bytes() for name in names}
+    with _Bar() as bar:
+        plans = plan_sets.make_plans(graphs, bundle.spec, options, bundle, bar.show)
+    written = write_bundle(target, bundle.spec, graphs | plans.contents, plans.records)
+    print(f"{written.path}: {bundle.spec.architecture}, {bundle.spec.classes} classes")
+    for line in plan_lines(written, plans.reused):
+        print(f"  {line}")
+    return written
+
+
+def plan_lines(bundle: Bundle, reused: frozenset[str] = frozenset()) -> list[str]:
+    """Say of each plan of a bundle what it is for, and whether it is new."""
+    return [_plan_line(bundle, record, record.file in reused) for record in bundle.plans]
+
+
+def _plan_line(bundle: Bundle, record: PlanRecord, old: bool) -> str:
+    size = bundle.file(record.file).stat().st_size / 1e6
+    least, most = record.batches
+    image = shape_text(record.profile["images"].maximum[1:])
+    target = f"compute capability {', '.join(record.compute_capabilities)}"
+    state = "as it was, for nothing that it is made from has changed" if old else "built"
+    return (
+        f"{record.file} ({size:.1f} MB), {ENGINE_TITLES[record.engine]} {record.version}, "
+        f"{record.device or target}, {record.precision}, batches {least} to {most} of {image}: "
+        f"{state}"
+    )
+
+
+def _bundle_at(path: Path) -> Bundle | None:
+    """The bundle there, if there is one that can be read."""
+    try:
+        return read_bundle(path) if is_bundle(path) else None
+    except OdinError:  # it will be replaced
+        return None
+
+
+def _cache_folder() -> Path | None:
+    """The user's cache; None for a user without a home."""
+    # The XDG specification has relative paths ignored.
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not base.is_absolute():
+        try:
+            base = Path.home() / ".cache"
+        except RuntimeError:
+            return None
+    return base / "odin-ood" / "plans"
+
+
+class _Bar:
+    """A progress bar of the plan that is being built, on a terminal only."""
+
+    def __enter__(self) -> _Bar:
+        from tqdm import tqdm
+
+        layout = "{desc:<44}|{bar:30}|{percentage:3.0f} % {elapsed}"
+        self._bar = tqdm(total=1.0, bar_format=layout, leave=False, disable=None)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def show(self, file: str, phase: str, share: float) -> None:
+        """Say how far the plan is."""
+        self._bar.set_description_str(f"{file}: {phase.lower() or 'start'}"[:44], refresh=False)
+        self._bar.n = share
+        self._bar.refresh()
+
+
+def _shapes(text: str) -> dict[str, Shape]:
+    try:
+        return parse_shapes(text)
+    except OdinError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _capabilities(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(part.strip() for part in text.split(",")))

@@ -1,0 +1,187 @@
+"""Why a CUDA driver cannot be opened here, and what the driver's errors mean."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+from odin_engines.cuda_probe import LIBRARY, OLDEST_DRIVERS, ask_driver, version_text
+from odin_engines.errors import OdinError
+
+# The kernels are compiled with CUDA 13; a driver runs what its own major version compiled.
+LEAST_VERSION = 13000
+UPDATE = f"install NVIDIA's driver {OLDEST_DRIVERS[13]} or newer"
+INSTALL = f"on a machine with an NVIDIA GPU {UPDATE}"
+ON_A_CPU = "or stay on the CPU with --engine openvino or --engine ort"
+
+PACKAGES = {
+    "cuda-core": (
+        ("cuda.core", "package cuda-core is not installed", 'pip install "cuda-core[cu13]"'),
+        (
+            "cuda.bindings",
+            "package cuda-core is installed without cuda-bindings",
+            'pip install "cuda-core[cu13]"',
+        ),
+    ),
+    "pycuda": (
+        (
+            "pycuda",
+            "package pycuda is not installed",
+            "pip install pycuda (built from source: needs a C++ compiler and CUDA's headers)",
+        ),
+    ),
+}
+
+# By name of the error: what to do.
+REMEDIES = {
+    "CUDA_ERROR_OUT_OF_MEMORY": "use a smaller batch size, or free memory that other processes "
+    "hold (nvidia-smi lists them)",
+    "CUDA_ERROR_NO_DEVICE": "check that nvidia-smi lists a device and that CUDA_VISIBLE_DEVICES "
+    "does not hide it",
+    "CUDA_ERROR_INVALID_DEVICE": "give the number of a device that nvidia-smi lists",
+    "CUDA_ERROR_NO_BINARY_FOR_GPU": "the binary has no code for this device: rebuild the kernels "
+    "for its compute capability",
+    "CUDA_ERROR_UNSUPPORTED_PTX_VERSION": f"the driver is older than the compiler: {UPDATE}",
+    "CUDA_ERROR_INVALID_IMAGE": "give a fat binary, a cubin or PTX; a damaged file has to be "
+    "installed again",
+    "CUDA_ERROR_NOT_FOUND": "check the name against the binary's list (cuobjdump -elf); an older "
+    "binary has to be rebuilt",
+    "CUDA_ERROR_ILLEGAL_ADDRESS": "the process cannot use the device any more: restart it, and "
+    "run it under compute-sanitizer to find the access",
+    "CUDA_ERROR_LAUNCH_FAILED": "the process cannot use the device any more: restart it, and run "
+    "it under compute-sanitizer",
+    "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH": "the kernel module and libcuda.so.1 are of different "
+    "versions: restart the machine after an update of the driver",
+    "CUDA_ERROR_STUB_LIBRARY": "libcuda.so.1 is the toolkit's stub: take its folder out of "
+    "LD_LIBRARY_PATH",
+    "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED": "neither wait nor allocate while a graph is captured",
+    "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED": "neither wait nor allocate while a graph is captured",
+    "CUDA_ERROR_STREAM_CAPTURE_UNJOINED": "let the captured stream wait for the other streams "
+    "before the capture ends",
+    "CUDA_ERROR_STREAM_CAPTURE_ISOLATION": "record the events that captured work waits for within "
+    "the capture",
+}
+MOST_CODES = 1000  # CUresult goes up to 999, "unknown"
+OTHERWISE = "look the error up in the CUDA driver API's documentation"
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why something is not available.
+
+    Attributes:
+        cause: what is missing, without a full stop.
+        remedy: what would help.
+    """
+
+    cause: str
+    remedy: str
+
+
+def why_not(name: str, device: int = 0) -> Reason | None:
+    """Return why driver `name` ("cuda-core" or "pycuda") cannot open the device; None if it can."""
+    return missing_driver(device) or missing_package(name)
+
+
+def missing_package(name: str, try_import: bool = True) -> Reason | None:
+    """Return which Python package driver `name` lacks.
+
+    Args:
+        name: "cuda-core" or "pycuda".
+        try_import: import it too, which tells a broken one; pycuda needs libcuda.so.1 for it.
+    """
+    for module, cause, remedy in PACKAGES[name]:
+        if not _is_installed(module):
+            return Reason(cause, remedy)
+    if not try_import:
+        return None
+    try:
+        import_module("pycuda.driver" if name == "pycuda" else "cuda.core")
+    except (ImportError, RuntimeError) as error:
+        first = str(error).partition("\n")[0]
+        return Reason(f"package {name} cannot be imported ({first})", f"reinstall {name}")
+    return None
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # nor is its parent
+        return False
+
+
+def missing_driver(device: int = 0) -> Reason | None:
+    """Return what is wrong with NVIDIA's driver or with the device.
+
+    Asks the driver library itself: no package is needed. It initialises CUDA in this process.
+    """
+    found = ask_driver()
+    if found.problem is not None:
+        return Reason(found.problem, f"{INSTALL}, {ON_A_CPU}")
+    if found.version < LEAST_VERSION:
+        cause = (
+            f"NVIDIA's driver takes CUDA {found.version_text}, and the kernels need "
+            f"{version_text(LEAST_VERSION)}"
+        )
+        return Reason(cause, f"{INSTALL}, {ON_A_CPU}")
+    if device >= len(found.devices):
+        last = len(found.devices) - 1
+        have = "only device 0" if last == 0 else f"devices 0 to {last}"
+        return Reason(f"there is no device {device}", f"the driver lists {have}; give one of these")
+    return None
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    return ctypes.CDLL(LIBRARY)
+
+
+def error_name(code: int) -> str:
+    """Return the name of a CUresult, as CUDA_ERROR_OUT_OF_MEMORY."""
+    return _described("cuGetErrorName", code) or f"CUDA error {code}"
+
+
+def error_text(code: int) -> str:
+    """Return what a CUresult means, in the driver's words."""
+    return _described("cuGetErrorString", code) or "not known to the driver"
+
+
+def _described(function: str, code: int) -> str:
+    text = ctypes.c_char_p()
+    getattr(_library(), function)(code, ctypes.byref(text))
+    return (text.value or b"").decode(errors="replace")
+
+
+def call(doing: str, function: str, *arguments: Any) -> None:
+    """Call a function of the driver library itself, where pycuda has none.
+
+    Raises:
+        OdinError: it fails.
+    """
+    code = getattr(_library(), function)(*arguments)
+    if code:
+        raise failure(doing, error_name(code), error_text(code))
+
+
+def is_capturing(stream: int) -> bool:
+    """Whether a stream is being captured into a graph, by whomever; its context is current."""
+    status = ctypes.c_int()
+    handle = ctypes.c_void_p(stream)
+    call("asking for a capture", "cuStreamIsCapturing", handle, ctypes.byref(status))
+    return status.value != 0
+
+
+@functools.cache
+def names_by_text() -> dict[str, str]:
+    """The names of all errors by the driver's description, which is all that pycuda tells."""
+    known = [code for code in range(1, MOST_CODES) if _described("cuGetErrorName", code)]
+    return {error_text(code): error_name(code) for code in known}
+
+
+def failure(doing: str, name: str, text: str) -> OdinError:
+    """Return the error for a failed call: what was being done, CUDA's name for it, the remedy."""
+    return OdinError(f"{doing} failed: {name} ({text}); {REMEDIES.get(name, OTHERWISE)}")

@@ -1,0 +1,203 @@
+"""Opening a bundle's plans on a GPU.
+
+Which form is opened, where the caller leaves it:
+
+    further scores (--scores)       fused: split plans do not give them
+    a tunable bundle                split: one gradient for many magnitudes, any temperature
+    otherwise                       fused: the fewest launches
+    and the other one where plans of the first are missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from odin_engines.bundle import GRADIENT, ODIN, Bundle
+from odin_engines.errors import OdinError
+from odin_engines.plan_sets import form_graphs
+from odin_runtime.driver import Driver, open_driver
+from odin_runtime.gpu_arrays import (
+    DeviceArray,
+    DeviceImages,
+    device_images,
+    on_device,
+    stream_handle,
+)
+from odin_runtime.gpu_forms import Device, Form
+from odin_runtime.gpu_fused import Fused
+from odin_runtime.gpu_pipeline import Pipeline
+from odin_runtime.gpu_split import Split
+from odin_runtime.kernels import fat_binary
+from odin_runtime.scorer import GpuOptions
+
+if TYPE_CHECKING:
+    from odin_engines.plan import Plan
+
+FormName = Literal["auto", "fused", "split"]
+
+
+def choose_form(bundle: Bundle, engine: str, form: FormName = "auto") -> str:
+    """Return "fused" or "split".
+
+    Args:
+        bundle: whose plans are looked for; whether they run here is not.
+        engine: "trt" or "rtx".
+        form: other than "auto", it is returned.
+
+    Raises:
+        OdinError: there is no such form, or it cannot give what the bundle promises.
+    """
+    if form not in ("auto", "fused", "split"):
+        raise OdinError(f"no form {form!r} of plans; choose from auto, fused, split")
+    scores = bundle.spec.scores
+    if form == "split" and scores:
+        raise OdinError(
+            f"split plans do not give the bundle's further scores ({', '.join(scores)}); open it "
+            "with form='fused', or export it without --scores"
+        )
+    if form != "auto" or scores:
+        return "fused" if form == "auto" else form
+    preferred = ("split", "fused") if bundle.spec.tunable else ("fused", "split")
+    first_graphs = {"fused": ODIN, "split": GRADIENT}
+    for name in preferred:
+        if bundle.plan(engine, first_graphs[name]) is not None:
+            return name
+    return preferred[0]  # opening it says what is missing
+
+
+class GpuSession:
+    """A bundle's plans, opened: see Pipeline, to which it adds the driver and its end."""
+
+    def __init__(self, driver: Driver, pipeline: Pipeline, form: str, device: int) -> None:
+        """Take both over.
+
+        Args:
+            driver, pipeline: closed with this.
+            form: "fused" or "split".
+            device: the number of the driver's device.
+        """
+        self.driver = driver
+        self.pipeline = pipeline
+        self.form = form
+        self.device = device
+
+    def run(self, feeds: Any) -> dict[str, Any]:
+        """Score one batch of the host as other engines do.
+
+        Args:
+            feeds: `images`, and `temperature` and `magnitude` where they are not the bundle's.
+
+        Returns:
+            `score`, `baseline`, `label` and further scores, (N,).
+        """
+        temperature, magnitude = feeds.get("temperature"), feeds.get("magnitude")
+        results = self.pipeline.score(
+            feeds["images"],
+            temperature=None if temperature is None else float(temperature),
+            magnitudes=None if magnitude is None else [float(magnitude)],
+        )
+        return results | {"score": results["score"][0]}
+
+    def placed(self, images: Any, stream: Any = None) -> Any:
+        """Images of the host as they are, those of the device as DeviceImages.
+
+        Args:
+            images: an array of any library.
+            stream: that is to read them; None for one of ours.
+
+        Raises:
+            OdinError: they are on another device, or not dense.
+        """
+        if not on_device(images):
+            return images
+        reader = self.pipeline.reader if stream is None else stream_handle(stream)
+        return device_images(images, self.device, reader)
+
+    def score(
+        self,
+        images: np.ndarray | DeviceImages,
+        temperature: float | None,
+        magnitudes: Sequence[float] | None,
+        progress: Callable[[int], object] | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Score images of the host or the device; the scores are on the host."""
+        if isinstance(images, DeviceImages):
+            on_gpu = self.score_on_device(images, None, temperature, magnitudes)
+            results = self.pipeline.to_host(on_gpu)
+            if progress:
+                progress(len(images))
+            return results
+        return self.pipeline.score(
+            images, temperature=temperature, magnitudes=magnitudes, progress=progress
+        )
+
+    def score_on_device(
+        self,
+        images: np.ndarray | DeviceImages,
+        stream: Any,
+        temperature: float | None,
+        magnitudes: Sequence[float] | None,
+    ) -> dict[str, DeviceArray]:
+        """Queue scoring images of the device; see Pipeline."""
+        if not isinstance(images, DeviceImages):
+            raise OdinError(
+                f"images are a {type(images).__name__}, which is not on the GPU: use score()"
+            )
+        handle = None if stream is None else stream_handle(stream)
+        return self.pipeline.score_on_device(
+            images, stream=handle, temperature=temperature, magnitudes=magnitudes
+        )
+
+    def close(self) -> None:
+        """Free everything and release the device; a second call does nothing."""
+        with ExitStack() as stack:
+            stack.callback(self.driver.close)
+            stack.callback(self.pipeline.close)
+
+
+def open_gpu(
+    bundle: Bundle,
+    engine: str,
+    options: GpuOptions,
+) -> GpuSession:
+    """Open a bundle's plans on a GPU.
+
+    Args:
+        bundle: with plans for the engine.
+        engine: "trt" or "rtx".
+        options: form, driver, device, graphs and batch size.
+
+    Raises:
+        OdinError: there are no plans or no GPU, or they do not fit; says what to do.
+    """
+    from odin_engines.tensorrt_engine import open_plan
+
+    chosen = choose_form(bundle, engine, options.form)
+    graph_names = form_graphs(chosen, bundle.spec)
+    image = fat_binary()
+    opened = open_driver(options.driver, options.device)
+    with ExitStack() as stack:
+        stack.callback(opened.close)
+        plans: dict[str, Plan] = {}
+        stack.callback(plans.clear)
+        with opened.current():
+            for name in graph_names:
+                plans[name] = open_plan(bundle, engine, name)
+        pipeline = Pipeline(
+            opened,
+            image,
+            bundle.spec,
+            lambda shared: _form(chosen, shared, plans),
+            graphs=options.graphs,
+            batch_size=options.batch_size,
+        )
+        stack.pop_all()
+    return GpuSession(opened, pipeline, chosen, options.device)
+
+
+def _form(name: str, device: Device, plans: dict[str, Plan]) -> Form:
+    return Fused(device, plans[ODIN]) if name == "fused" else Split(device, plans)

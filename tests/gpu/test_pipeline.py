@@ -1,0 +1,192 @@
+"""Both forms of plans, scored on a GPU through the Scorer, against ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gpu.conftest import MOST, close
+from odin_engines.bundle import Bundle
+from odin_runtime import OdinError, Scorer
+from odin_runtime.driver import DRIVERS, open_driver
+from odin_runtime.scorer import normalised
+
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("installed_kernels")]
+# Largest differences of scores from float32 on a CPU.
+TOLERANCE = {"fp32": 1e-5, "fp16": 2e-3, "bf16": 1e-2}
+COUNTS = (1, 3, MOST, 2 * MOST + 5, 0)
+FORMS = ("fused", "split")
+
+
+@pytest.fixture(params=DRIVERS)
+def driver(request: pytest.FixtureRequest) -> str:
+    """Each driver's name in turn; skipped with the reason where it cannot be opened."""
+    try:
+        open_driver(request.param).close()
+    except OdinError as error:
+        pytest.skip(str(error))
+    name: str = request.param
+    return name
+
+
+@pytest.fixture(scope="module")
+def raw(raw_images: Callable[..., np.ndarray]) -> np.ndarray:
+    return raw_images(2 * MOST + 5, seed=17)
+
+
+def on_the_cpu(
+    make: Callable[..., Bundle], images: np.ndarray, changes: dict[str, Any], **settings: Any
+) -> Any:
+    """The float32 bundle in ONNX Runtime."""
+    return Scorer.open(make(**changes, tunable=True), "ort").score(images, **settings)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("method", ["exact", "first-order"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_scores_agree(
+    driver: str,
+    plan_engine: str,
+    planned: Callable[..., Bundle],
+    make_tiny_bundle: Callable[..., Bundle],
+    raw: np.ndarray,
+    form: Any,
+    method: str,
+    precision: Any,
+) -> None:
+    bundle = planned(method=method, precision=precision, graph_precision=precision)
+    images = normalised(raw, bundle.spec)
+    expected = on_the_cpu(make_tiny_bundle, raw, {"method": method})
+    with Scorer.open(bundle, plan_engine, form=form, driver=driver) as scorer:
+        for count in COUNTS * 3:  # directly, captured, replayed
+            for given in (raw[:count], images[:count]):
+                found = scorer.score(given)
+                close(found.score, expected.score[:count], TOLERANCE[precision])
+                close(found.baseline, expected.baseline[:count], TOLERANCE[precision])
+                if precision == "fp32":
+                    np.testing.assert_array_equal(found.label, expected.label[:count])
+
+
+def test_raw_plans_and_further_scores(
+    plan_engine: str,
+    planned: Callable[..., Bundle],
+    make_tiny_bundle: Callable[..., Bundle],
+    raw: np.ndarray,
+) -> None:
+    changes = {"input_type": "uint8", "scores": ("energy", "entropy")}
+    expected = Scorer.open(make_tiny_bundle(**changes), "ort").score(raw)
+    with Scorer.open(planned(**changes), plan_engine) as scorer:
+        found = scorer.score(raw)
+    close(found.score, expected.score, 1e-5)
+    for name, values in expected.extra.items():
+        np.testing.assert_allclose(found.extra[name], values, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["exact", "first-order"])
+def test_many_magnitudes_and_any_temperature(
+    driver: str,
+    plan_engine: str,
+    planned: Callable[..., Bundle],
+    make_tiny_bundle: Callable[..., Bundle],
+    raw: np.ndarray,
+    method: str,
+) -> None:
+    magnitudes = (0.0, 0.001, 0.01, 0.02, 0.03)
+    bundle = planned(method=method, tunable=True)
+    with Scorer.open(bundle, plan_engine, form="split", driver=driver) as scorer:
+        for count in (1, 7, len(raw)):
+            found = scorer.score(raw[:count], magnitudes=magnitudes, temperature=3.0)
+            assert found.score.shape == (len(magnitudes), count)
+            for row, magnitude in zip(found.score, magnitudes, strict=True):
+                settings = {"magnitude": magnitude, "temperature": 3.0}
+                expected = on_the_cpu(make_tiny_bundle, raw[:count], {"method": method}, **settings)
+                close(row, expected.score, 2e-5)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_graphs_replay_what_runs_directly(
+    plan_engine: str, planned: Callable[..., Bundle], raw: np.ndarray, form: Any
+) -> None:
+    counts = (1, 2, 4, 8, MOST, len(raw))
+    with Scorer.open(planned(), plan_engine, form=form, graphs=False) as scorer:
+        direct = {count: scorer.score(raw[:count]).score for count in counts}
+    with Scorer.open(planned(), plan_engine, form=form, driver="cuda-core", graphs=True) as scorer:
+        for _ in range(4):
+            for count in counts:
+                close(scorer.score(raw[:count]).score, direct[count], 1e-6)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_images_with_nan_score_nan(
+    plan_engine: str, planned: Callable[..., Bundle], raw: np.ndarray, form: Any
+) -> None:
+    images = normalised(raw[:9], planned().spec)
+    images[2, 0, 5, 5], images[7, 2, 31, 31] = np.nan, np.inf
+    with Scorer.open(planned(), plan_engine, form=form) as scorer:
+        found = scorer.score(images)
+    assert np.flatnonzero(np.isnan(found.score)).tolist() == [2, 7]
+    assert np.flatnonzero(np.isnan(found.baseline)).tolist() == [2, 7]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_threads(
+    driver: str, plan_engine: str, planned: Callable[..., Bundle], raw: np.ndarray, form: Any
+) -> None:
+    wrong: list[int] = []
+    with Scorer.open(planned(), plan_engine, form=form, driver=driver) as scorer:
+        expected = scorer.score(raw).score
+
+        def work(number: int) -> None:
+            for turn in range(30):
+                part = slice(number, number + 1 + (7 * turn) % (2 * MOST))
+                if not np.allclose(scorer.score(raw[part]).score, expected[part], atol=1e-6):
+                    wrong.append(number)
+
+        threads = [threading.Thread(target=work, args=[number]) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert wrong == []
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_arrays_of_torch(
+    driver: str, plan_engine: str, planned: Callable[..., Bundle], raw: np.ndarray, form: Any
+) -> None:
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("this build of PyTorch has no CUDA")
+    bundle = planned()
+    images = normalised(raw, bundle.spec)
+    with Scorer.open(bundle, plan_engine, form=form, driver=driver) as scorer:
+        expected = scorer.score(images).score
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            tensor = torch.from_numpy(images).cuda(non_blocking=True)
+            for start in (0, 1, 3):  # views at other addresses
+                found = scorer.score_on_device(tensor[start:], stream=stream)
+                score = torch.as_tensor(found.score, device="cuda").cpu().numpy()
+                close(score, expected[start:], 1e-6)
+        torch.cuda.synchronize()
+        close(scorer.score(tensor).score, expected, 1e-6)
+        with pytest.raises(OdinError, match="not dense"):
+            scorer.score(tensor.permute(0, 1, 3, 2))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_arrays_of_cupy(
+    plan_engine: str, planned: Callable[..., Bundle], raw: np.ndarray, form: Any
+) -> None:
+    cupy = pytest.importorskip("cupy")
+    with Scorer.open(planned(), plan_engine, form=form) as scorer:
+        expected = scorer.score(raw).score
+        stream = cupy.cuda.Stream(non_blocking=True)
+        with stream:
+            found = scorer.score_on_device(cupy.asarray(raw))
+            score = cupy.asnumpy(cupy.asarray(found.score))
+        close(score, expected, 1e-6)

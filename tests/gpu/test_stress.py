@@ -1,0 +1,144 @@
+"""A GPU for a while: no memory that grows, no score that changes, and how fast it is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gpu.conftest import MOST, Report, free_memory, resident_bytes
+from odin_engines.bundle import Bundle
+from odin_runtime import Scorer
+from odin_runtime.driver import DRIVERS
+from odin_runtime.gpu_scorer import GpuSession
+from odin_runtime.scorer import normalised
+
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("installed_kernels")]
+CALLS = 10_000
+# What an allocator may keep back.
+SLACK = 32 << 20
+FORMS = ("fused", "split")
+
+
+def session(scorer: Scorer) -> GpuSession:
+    assert isinstance(scorer.session, GpuSession)
+    return scorer.session
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+@pytest.mark.parametrize("form", FORMS)
+def test_memory_does_not_grow(
+    gpu: Any,
+    plan_engine: str,
+    planned: Callable[..., Bundle],
+    raw_images: Callable[..., np.ndarray],
+    form: Any,
+    driver: str,
+) -> None:
+    if gpu.name != driver:
+        pytest.skip(f"the turn of {gpu.name}")
+    raw = raw_images(9, seed=3)
+    images = normalised(raw, planned().spec)
+    with Scorer.open(planned(), plan_engine, form=form, driver=driver) as scorer:
+        expected = scorer.score(images).score
+
+        def calls(count: int) -> None:
+            for number in range(count):
+                size = 1 + number % 9
+                found = scorer.score(images[:size]).score
+                assert np.allclose(found, expected[:size], rtol=0, atol=1e-6), number
+
+        calls(500)
+        before, resident = free_memory(gpu), resident_bytes()
+        calls(CALLS)
+        assert before - free_memory(gpu) < SLACK
+        assert resident_bytes() - resident < SLACK
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_opening_and_closing_gives_everything_back(
+    gpu: Any,
+    plan_engine: str,
+    planned: Callable[..., Bundle],
+    raw_images: Callable[..., np.ndarray],
+    form: Any,
+) -> None:
+    raw = raw_images(5, seed=3)
+
+    def once() -> None:
+        with Scorer.open(planned(), plan_engine, form=form, driver=gpu.name) as scorer:
+            for _ in range(3):
+                scorer.score(raw)
+
+    for _ in range(3):
+        once()
+    before = free_memory(gpu)
+    for _ in range(20):
+        once()
+    assert before - free_memory(gpu) < SLACK
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_speed(
+    plan_engine: str,
+    planned: Callable[..., Bundle],
+    raw_images: Callable[..., np.ndarray],
+    report: Report,
+    form: Any,
+    precision: Any,
+) -> None:
+    """Of the tiny network: what is around the network, for the most part."""
+    bundle = planned(precision=precision, graph_precision=precision)
+    raw = raw_images(32 * MOST, seed=1)
+    with Scorer.open(bundle, plan_engine, form=form) as scorer:
+        name = f"{plan_engine} {form} {precision}"
+        for _ in range(3):
+            scorer.score(raw)
+            scorer.score(raw[:1])
+        begin = time.perf_counter()
+        for _ in range(5):
+            scorer.score(raw)
+        seconds = time.perf_counter() - begin
+        report(f"{name}, batches of {MOST}", 5 * len(raw) / seconds, "images/s")
+        begin = time.perf_counter()
+        for _ in range(200):
+            scorer.score(raw[:1])
+        seconds = time.perf_counter() - begin
+        report(f"{name}, one image", 1e6 * seconds / 200, "us")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_speed_on_the_device(
+    plan_engine: str,
+    planned: Callable[..., Bundle],
+    raw_images: Callable[..., np.ndarray],
+    report: Report,
+    form: Any,
+) -> None:
+    """Images that lie on the device, measured by CUDA events."""
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("this build of PyTorch has no CUDA")
+    with Scorer.open(planned(), plan_engine, form=form) as scorer:
+        driver = session(scorer).driver
+        stream = torch.cuda.Stream()
+        queue = driver.foreign_stream(stream.cuda_stream)
+        begin, end = driver.event(timing=True), driver.event(timing=True)
+        with torch.cuda.stream(stream):
+            images = torch.from_numpy(raw_images(MOST, seed=1)).cuda()
+            for _ in range(5):
+                scorer.score_on_device(images, stream=stream)
+            begin.record(queue)
+            for _ in range(50):
+                scorer.score_on_device(images, stream=stream)
+            end.record(queue)
+        end.synchronize()
+        spent = end.elapsed_ms(begin) / 50
+        assert spent > 0
+        report(f"{plan_engine} {form}, {MOST} images on the device", 1e3 * spent, "us")
+        begin.close()
+        end.close()

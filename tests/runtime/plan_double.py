@@ -1,0 +1,259 @@
+"""A test double of TensorRT plans, for the test double of the driver: nothing here is a GPU.
+
+A plan's work is queued as a launch of a kernel of its own, so that it has its place in the stream's
+order and in captured graphs. When its turn comes, ONNX Runtime runs the ONNX file on the host
+memory that stands for the device's. The other kernels are run by their host twins.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import struct
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from drivers.double_library import IMAGE, NAME, Double, Launch
+from drivers.kernel_backends import run_twins
+from odin_engines.bundle import Bundle, read_bundle
+from odin_engines.errors import OdinError
+from odin_engines.plan import Tensor
+from odin_engines.plan_records import Limits
+from odin_runtime.driver import Driver, open_driver
+from odin_runtime.gpu_forms import Device, Form
+from odin_runtime.gpu_fused import Fused
+from odin_runtime.gpu_pipeline import Pipeline
+from odin_runtime.gpu_split import Split
+
+GRAPHS = ("odin.onnx", "gradient.onnx", "forward.onnx")
+MOST = 4
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(int64)": "int64",
+    "tensor(uint8)": "uint8",
+}
+
+
+def shared_folder() -> Path:
+    """What the tests have left for the scenarios: it lies beside the double."""
+    return Path(os.environ["LD_LIBRARY_PATH"].split(os.pathsep)[0]) / "pipelines"
+
+
+def memory(address: int, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """The double's device memory as an array."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    space = (ctypes.c_uint8 * size).from_address(address)
+    return np.ctypeslib.as_array(space).view(dtype).reshape(shape) if size else np.empty(shape)
+
+
+class Taken:
+    """Takes the place of the double where somebody wants to stand for its kernels."""
+
+    def __init__(self, double: Double) -> None:
+        self.declare, self.live = double.declare, double.live
+        self.run: Callable[[Launch], object] = print
+
+    def on_launch(self, do: Callable[[Launch], object]) -> None:
+        self.run = do
+
+
+class Machine:
+    """The double's device: it runs plans and kernels. Close it before the driver."""
+
+    def __init__(
+        self, double: Double, driver: Driver, kernels: Callable[[Any], object] | None = None
+    ) -> None:
+        self.driver = driver
+        self._kernels: Any = Taken(double)
+        if kernels is not None:
+            kernels(self._kernels)
+        else:
+            run_twins(self._kernels, shared_folder() / "twins.so")
+        self.library = ctypes.CDLL(NAME)
+        self._queued: list[tuple[FakePlan, dict[str, int], dict[str, tuple[int, ...]]]] = []
+        plans = {f"plan_{name.partition('.')[0]}": [8] for name in GRAPHS}
+        double.declare(plans)
+        double.on_launch(self._run)
+        self._module = ctypes.c_void_p()
+        with driver.current():
+            self._call("cuModuleLoadData", ctypes.byref(self._module), IMAGE)
+        try:
+            self.functions = {name: self._function(name) for name in plans}
+        except OdinError:
+            self.close()
+            raise
+
+    def _call(self, function: str, *arguments: Any) -> None:
+        status = getattr(self.library, function)(*arguments)
+        if status:
+            raise OdinError(f"{function} of the plan's double: CUDA error {status}")
+
+    def _function(self, name: str) -> ctypes.c_void_p:
+        function = ctypes.c_void_p()
+        with self.driver.current():
+            self._call("cuModuleGetFunction", ctypes.byref(function), self._module, name.encode())
+        return function
+
+    def close(self) -> None:
+        with self.driver.current():
+            self._call("cuModuleUnload", self._module)
+
+    def is_capturing(self, stream: int) -> bool:
+        status = ctypes.c_int()
+        self._call("cuStreamIsCapturing", ctypes.c_void_p(stream), ctypes.byref(status))
+        return status.value != 0
+
+    def queue(self, plan: FakePlan, addresses: Any, shapes: Any, stream: int) -> None:
+        """Queue a plan; the context has to be current, as for TensorRT."""
+        self._queued.append((plan, dict(addresses), dict(shapes)))
+        ticket = ctypes.c_int64(len(self._queued) - 1)
+        pointers = (ctypes.c_void_p * 1)(ctypes.addressof(ticket))
+        function = self.functions[f"plan_{plan.file.name.partition('.')[0]}"]
+        handle = ctypes.c_void_p(stream)
+        self._call("cuLaunchKernel", function, 1, 1, 1, 1, 1, 1, 0, handle, pointers, None)
+
+    def _run(self, launch: Launch) -> None:
+        if not launch.name.startswith("plan_"):
+            self._kernels.run(launch)
+            return
+        plan, addresses, shapes = self._queued[struct.unpack("q", launch.parameters)[0]]
+        feeds = {
+            name: memory(addresses[name], shapes.get(name, tensor.shape), tensor.dtype).copy()
+            for name, tensor in plan.inputs.items()
+        }
+        if feeds["images"].dtype == np.float32:  # a plan may lose NaN: max(NaN, 0) can be 0
+            feeds["images"] = np.nan_to_num(feeds["images"], nan=0.0, posinf=0.0, neginf=0.0)
+        names = list(plan.outputs)
+        for name, values in zip(names, plan.session.run(names, feeds), strict=True):
+            memory(addresses[name], values.shape, plan.outputs[name].dtype)[...] = values
+
+
+@functools.cache
+def session_of(file: Path) -> Any:
+    """ONNX Runtime on one thread."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+
+
+class FakePlan:
+    """See `odin_engines.plan.Plan`."""
+
+    def __init__(self, machine: Machine, file: Path, batches: tuple[int, int]) -> None:
+        self.file = file
+        self._machine, self._batches = machine, batches
+        self.session = session_of(file)
+        self.inputs = {one.name: self._tensor(one) for one in self.session.get_inputs()}
+        self.outputs = {one.name: self._tensor(one) for one in self.session.get_outputs()}
+        self._last: dict[str, tuple[int, ...]] | None = None
+
+    def _tensor(self, one: Any) -> Tensor:
+        dtype = _DTYPES[one.type]
+        if one.name != "images":
+            return Tensor(one.name, dtype, tuple(one.shape))
+        channels_last = dtype == "uint8"
+        shapes = [
+            (count, side, side, 3) if channels_last else (count, 3, side, side)
+            for count, side in zip((self._batches[0], *self._batches), (32, 32, 40), strict=True)
+        ]
+        return Tensor("images", dtype, (-1,) * 4, Limits(*shapes))
+
+    def another(self) -> FakePlan:
+        return FakePlan(self._machine, self.file, self._batches)
+
+    def enqueue(
+        self, addresses: Mapping[str, int], shapes: Mapping[str, tuple[int, ...]], stream: int
+    ) -> None:
+        assert addresses.keys() == self.inputs.keys() | self.outputs.keys()
+        limits = self.inputs["images"].limits
+        assert shapes.keys() == {"images"} and limits is not None
+        assert limits.hold(shapes["images"]), f"{shapes} is outside of {limits}"
+        crooked = [name for name, address in addresses.items() if address % 256]
+        assert not crooked, f"{crooked} are not aligned to 256 bytes"
+        if self._machine.is_capturing(stream):
+            assert self._last == dict(shapes), "captured before this context ran the shape once"
+        self._last = dict(shapes)
+        self._machine.queue(self, addresses, shapes, stream)
+
+
+def fake_plans(
+    machine: Machine, bundle: Bundle, form: str, batches: tuple[int, int]
+) -> Callable[[Device], Form]:
+    """What Pipeline takes: a function that makes the form."""
+
+    def make(device: Device) -> Form:
+        plans: dict[str, Any] = {
+            name: FakePlan(machine, bundle.path / name, batches) for name in GRAPHS
+        }
+        if form == "fused":
+            return Fused(device, plans["odin.onnx"])
+        return Split(device, {name: plans[name] for name in GRAPHS[1:]})
+
+    return make
+
+
+def bundle_of(kind: str) -> Bundle:
+    """A bundle that the tests have left."""
+    return read_bundle(shared_folder() / kind)
+
+
+def example_images() -> dict[str, np.ndarray]:
+    """The images that the tests have left: `raw`, `normalised`."""
+    with np.load(shared_folder() / "images.npz") as file:
+        return dict(file)
+
+
+class Opened:
+    """A pipeline on the double, with everything below it. Leaving it closes all."""
+
+    def __init__(
+        self,
+        double: Double,
+        driver: str,
+        kind: str,
+        form: str,
+        *,
+        batches: tuple[int, int] = (1, MOST),
+        kernels: Callable[[Any], object] | None = None,
+        **options: Any,
+    ) -> None:
+        self.driver = open_driver(driver)
+        self.machine: Machine | None = None
+        self.pipeline: Pipeline | None = None
+        bundle = bundle_of(kind)
+        try:
+            self.machine = Machine(double, self.driver, kernels)
+            make = fake_plans(self.machine, bundle, form, batches)
+            self.pipeline = Pipeline(self.driver, IMAGE, bundle.spec, make, **options)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Pipeline:
+        assert self.pipeline is not None
+        return self.pipeline
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        try:
+            if self.pipeline is not None:
+                self.pipeline.close()
+        finally:
+            try:
+                if self.machine is not None:
+                    self.machine.close()
+            finally:
+                self.driver.close()
+
+
+def as_lists(results: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """For JSON."""
+    return {name: np.asarray(values).tolist() for name, values in results.items()}

@@ -1,0 +1,171 @@
+"""Whatever fails, what is told is ours, and nothing is kept."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from drivers.conftest import Seen
+from drivers.double_library import Double, Launch
+from drivers.kernel_backends import declare_kernels
+from drivers.test_lifetimes import GIVING_BACK
+from drivers.test_memory import error_of
+from odin_engines.errors import OdinError
+from odin_runtime.gpu_scorer import GpuSession
+from runtime.foreign_arrays import Foreign, WithInterface
+from runtime.plan_double import Opened, as_lists, example_images
+
+Scenario = Callable[..., Seen]
+pytestmark = pytest.mark.usefixtures("pipelines")
+UNKNOWN = 999
+# Of each function the first calls, the last ones and some in between are made to fail.
+MOST_EACH = 9
+
+
+def everything(double: Double, name: str, foreign: int) -> None:
+    """Open, score from the host with more and more, score on the device, close."""
+    images = example_images()["normalised"]
+    opened = Opened(double, name, "exact", "split", graphs=name == "cuda-core")
+    with opened:
+        gpu = GpuSession(opened.driver, opened.pipeline, "split", 0)
+        for _ in range(2):
+            gpu.score(images[:9], None, None)
+        gpu.score(images[:2], None, [0.01, 0.02])
+        stream = opened.driver.foreign_stream(foreign)
+        array = WithInterface(Foreign(opened.driver, images[:5], stream))
+        gpu.score(gpu.placed(array), None, None)
+
+
+def failing_everywhere(double: Double, name: str) -> list[Any]:
+    foreign = double.foreign_stream()
+    double.clear_log()
+    everything(double, name, foreign)
+    lines = [line.split() for line in double.log()]
+    counts = collections.Counter(line[1] for line in lines if line[0] == "call")
+    outcomes = []
+    for function in [function for function in counts if function not in GIVING_BACK]:
+        every = np.linspace(1, counts[function], min(counts[function], MOST_EACH)).astype(int)
+        for number in every.tolist():
+            double.fail(function, UNKNOWN, number)
+            text = error_of(lambda: everything(double, name, foreign))
+            double.forget_failures()
+            outcomes.append([function, number, text, double.leaks(), double.errors()])
+    return outcomes
+
+
+def test_any_call_may_fail_and_nothing_leaks(scenario: Scenario) -> None:
+    outcomes = scenario(failing_everywhere).result
+    assert len(outcomes) > 60
+    assert [outcome[:2] for outcome in outcomes if outcome[2] == "no error"] == []
+    told = [o for o in outcomes if "CUDA_ERROR_UNKNOWN" not in o[2] and "error 999" not in o[2]]
+    assert told == []
+    assert [outcome for outcome in outcomes if outcome[3] or outcome[4]] == []
+
+
+def goes_on(double: Double, name: str) -> list[Any]:
+    """A call that fails does not spoil the next."""
+    images = example_images()["normalised"]
+    found = []
+    with Opened(double, name, "exact", "split", graphs=False) as pipeline:
+        found.append(as_lists(pipeline.score(images)))
+        for function, number in (
+            ("cuMemcpyHtoDAsync", 2),
+            ("cuLaunchKernel", 3),
+            ("cuStreamWaitEvent", 3),
+            ("cuEventRecord", 5),
+            ("cuMemcpyDtoHAsync", 1),
+            ("cuEventSynchronize", 1),
+        ):
+            double.fail(function, UNKNOWN, number)
+            text = error_of(lambda: pipeline.score(images, magnitudes=[0.03]))
+            double.forget_failures()
+            assert text != "no error", function
+            found.append(as_lists(pipeline.score(images)))
+    return found
+
+
+def test_after_an_error_the_next_call_is_right(scenario: Scenario) -> None:
+    seen = scenario(goes_on, seed=0)
+    assert len(seen.result) == 7
+    assert all(found == seen.result[0] for found in seen.result)
+    assert seen.errors == seen.leaks == []
+
+
+def no_memory(double: Double, name: str) -> list[Any]:
+    images = example_images()["normalised"][:2]
+    with Opened(double, name, "exact", "split") as pipeline:
+        for number in (1, 2):  # pycuda tries again
+            double.fail("cuMemAlloc", 2, number)
+        text = error_of(lambda: pipeline.score(images, magnitudes=[0.01] * 40))
+        double.forget_failures()
+        return [text, np.isfinite(pipeline.score(images)["score"]).all().item()]
+
+
+def test_no_room_for_more_magnitudes(scenario: Scenario) -> None:
+    seen = scenario(no_memory)
+    text, finite = seen.result
+    assert "CUDA_ERROR_OUT_OF_MEMORY" in text and finite
+    assert seen.errors == seen.leaks == []
+
+
+def fault(double: Double, name: str) -> list[str]:
+    images = example_images()["normalised"][:2]
+
+    def broken(_: Launch) -> None:
+        raise ValueError("of the device")
+
+    def kernels(taken: Any) -> None:
+        declare_kernels(taken)
+        taken.on_launch(broken)
+
+    texts = []
+    try:
+        with Opened(double, name, "exact", "split", kernels=kernels) as one:
+            texts.append(error_of(lambda: one.score(images)))
+            texts.append(error_of(lambda: one.score(images)))
+    except OdinError as error:
+        texts.append(str(error))
+    return texts
+
+
+def test_a_device_that_has_failed(scenario: Scenario) -> None:
+    seen = scenario(fault)
+    assert len(seen.result) == 3  # closing says it too
+    assert all("CUDA_ERROR_LAUNCH_FAILED" in text for text in seen.result)
+    assert seen.errors == []
+    # Nothing can be given back any more; all of it goes with the context, which is let go of.
+    assert seen.calls("cuDevicePrimaryCtxRelease")
+
+
+def refused(double: Double, name: str) -> list[str]:
+    images = example_images()["normalised"]
+    texts = []
+    with Opened(double, name, "exact", "fused") as pipeline:
+        texts.append(error_of(lambda: pipeline.score(images, magnitudes=[0.01, 0.02])))
+        texts.append(error_of(lambda: pipeline.score(images, magnitudes=[0.02])))
+    with Opened(double, name, "raw", "fused") as pipeline:
+        texts.append(error_of(lambda: pipeline.score(images)))
+    with Opened(double, name, "tunable", "split") as pipeline:
+        texts.append(error_of(lambda: pipeline.score(images, magnitudes=[])))
+        texts.append(error_of(lambda: pipeline.score(images, temperature=0.0)))
+        texts.append(error_of(lambda: pipeline.score(images, magnitudes=[float("nan")])))
+    return texts
+
+
+def test_what_the_plans_cannot_do_is_said(scenario: Scenario) -> None:
+    seen = scenario(refused)
+    starts = [
+        "2 magnitudes at once: a fused plan takes one; open the bundle with form='split'",
+        "the plans have magnitude 0.01 built in, not 0.02; export the bundle with --magnitude 0.02",
+        "the plan takes raw uint8 images and normalises them itself; give it (N, H, W, C) uint8",
+        "0 magnitudes: give 1 to 512",
+        "temperature is 0.0; it has to be a number from 1e-06 to",
+        "magnitude is nan; it has to be a number from 0 to",
+    ]
+    for text, start in zip(seen.result, starts, strict=True):
+        assert text.startswith(start)
+    assert seen.errors == seen.leaks == []
