@@ -3,7 +3,7 @@
 # CMake's own CUDA language is not used: it expects the folders of a full toolkit, which the
 # compiler's Python packages do not have.
 
-# The folders where Python packages of the compiler put nvcc.
+# The folders where Python packages of the compiler put bin/nvcc.
 function(odin_python_folders result)
   set(${result} "" PARENT_SCOPE)
   set(python "${Python_EXECUTABLE}")
@@ -17,7 +17,7 @@ function(odin_python_folders result)
     COMMAND "${python}" -c "import sysconfig; print(sysconfig.get_path('purelib'), end='')"
     OUTPUT_VARIABLE packages RESULT_VARIABLE failed ERROR_QUIET)
   if(NOT failed)
-    set(${result} "${packages}/nvidia/cu13/bin" PARENT_SCOPE)
+    set(${result} "${packages}/nvidia/cu13" PARENT_SCOPE)
   endif()
 endfunction()
 
@@ -28,7 +28,7 @@ macro(odin_find_nvcc)
   set(ODIN_NVCC_FOUND "")
   set(ODIN_NVCC_MISSING "")
   set(odin_candidate "${ODIN_NVCC}")
-  if(ODIN_CUDA STREQUAL "OFF")
+  if(odin_cuda STREQUAL "OFF")
     set(ODIN_NVCC_MISSING "ODIN_CUDA is OFF")
   else()
     if(NOT odin_candidate)
@@ -44,24 +44,21 @@ nvidia-cuda-crt nvidia-cuda-cccl nvidia-nvvm nvidia-cuda-runtime, or set CUDACXX
 endmacro()
 
 function(odin_locate_nvcc result)
-  odin_python_folders(folders)
-  set(explicit "$ENV{CUDACXX}")
-  if(explicit AND NOT EXISTS "${explicit}")
-    find_program(named "${explicit}" NO_CACHE)  # CUDACXX=nvcc
-    set(explicit "${named}")
-  endif()
-  if(NOT explicit)
-    find_program(found nvcc
-      HINTS "$ENV{CUDA_PATH}/bin"
-      PATHS ${folders} /usr/local/cuda/bin
-      NO_CACHE)
-    set(explicit "${found}")
-  endif()
-  if(explicit)
-    set(${result} "${explicit}" PARENT_SCOPE)
+  set(asked "$ENV{CUDACXX}")
+  if(asked)
+    find_program(found "${asked}" NO_CACHE)  # CUDACXX=nvcc or a path
   else()
-    set(${result} "" PARENT_SCOPE)
+    odin_python_folders(folders)
+    find_program(found nvcc
+      HINTS ENV CUDA_PATH
+      PATHS ${folders} /usr/local/cuda
+      PATH_SUFFIXES bin
+      NO_CACHE)
   endif()
+  if(NOT found)
+    set(found "${asked}")  # a wrong name is told, not replaced by another nvcc
+  endif()
+  set(${result} "${found}" PARENT_SCOPE)
 endfunction()
 
 # Compile a file of three lines: an nvcc without its other parts, or with a C++ compiler that it
@@ -74,6 +71,9 @@ function(odin_try_nvcc nvcc)
     COMMAND "${nvcc}" -ccbin "${CMAKE_CXX_COMPILER}" -std=c++17 -c probe.cu -o probe.o
     WORKING_DIRECTORY "${folder}" RESULT_VARIABLE failed OUTPUT_VARIABLE text ERROR_VARIABLE text)
   if(failed)
+    if(text STREQUAL "")
+      set(text "${failed}")  # as when there is no such file
+    endif()
     string(STRIP "${text}" text)
     string(REGEX REPLACE "\n.*" "" text "${text}")
     set(ODIN_NVCC_MISSING "${nvcc} cannot compile: ${text}" PARENT_SCOPE)
@@ -94,6 +94,9 @@ function(odin_try_nvcc nvcc)
   odin_nvcc_targets("${nvcc}")
   if(NOT ODIN_NVCC_ARCHITECTURES)
     set(ODIN_NVCC_MISSING "${nvcc} compiles for none of ${ODIN_CUDA_ARCHITECTURES}" PARENT_SCOPE)
+    return()
+  elseif(NOT known MATCHES "sm_${ODIN_PTX_ARCHITECTURE}[^0-9a-z]")
+    set(ODIN_NVCC_MISSING "${nvcc} makes no PTX for ${ODIN_PTX_ARCHITECTURE}" PARENT_SCOPE)
     return()
   endif()
   set(ODIN_NVCC_FOUND "${nvcc}" PARENT_SCOPE)

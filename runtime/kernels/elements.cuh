@@ -14,12 +14,13 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #define ODIN_BOTH __host__ __device__
-#define ODIN_UNROLL _Pragma("unroll")
-#define ODIN_NO_UNROLL _Pragma("unroll 1")
+#define ODIN_PRAGMA(text) _Pragma(#text)
+#define ODIN_UNROLL ODIN_PRAGMA(unroll)
+#define ODIN_UNROLL_BY(count) ODIN_PRAGMA(unroll(count))
 #else
 #define ODIN_BOTH
 #define ODIN_UNROLL
-#define ODIN_NO_UNROLL
+#define ODIN_UNROLL_BY(count)
 #endif
 
 namespace odin {
@@ -189,8 +190,11 @@ ODIN_BOTH inline Words read_words(const void* source) {
 
 ODIN_BOTH inline void write_words(void* target, const Words& words) {
 #ifdef __CUDA_ARCH__
-  *static_cast<uint4*>(target) =
-      make_uint4(words.word[0], words.word[1], words.word[2], words.word[3]);
+  // An instruction, not an assignment, which the compiler may split into words and, in an unrolled
+  // loop, does.
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(target)),
+               "r"(words.word[0]), "r"(words.word[1]), "r"(words.word[2]), "r"(words.word[3])
+               : "memory");
 #else
   memcpy(__builtin_assume_aligned(target, 16), &words, sizeof words);
 #endif

@@ -83,7 +83,7 @@ __device__ inline void first_order_kernel(const FirstOrderArguments<T>& a) {
     if (thread == 0 && a.total != nullptr) a.total[image] = total;
     if (a.score != nullptr && a.probability != nullptr) {
       const float probability = read(a.probability + image);
-      for (int32_t m = thread; m < a.magnitudes; m += kFirstOrderBlock) {
+      for (int64_t m = thread; m < a.magnitudes; m += kFirstOrderBlock) {
         a.score[m * a.count + image] = first_order_score(probability, read(a.steps + m), total);
       }
     }

@@ -43,7 +43,7 @@ ODIN_BOTH inline void normalize_pixels(const NormalizeArguments<T>& a, int64_t f
   if constexpr (C > 0) {
     ODIN_UNROLL for (int i = 0; i < N * C / 4; ++i) words[i] = read_word(source + 4 * i);
   }
-  ODIN_UNROLL for (int32_t c = 0; c < channels; ++c) {
+  ODIN_UNROLL_BY(C > 0 ? C : 1) for (int32_t c = 0; c < channels; ++c) {
     const float scale = read(a.scale + c);
     const float offset = read(a.offset + c);
     float values[N];

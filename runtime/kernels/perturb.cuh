@@ -59,8 +59,8 @@ ODIN_BOTH inline void perturb_elements(const PerturbArguments<T>& a, int64_t tot
     high[j] = clamps ? read(a.high + place.channel) : 0.0f;
     place = next(place, a.plane, a.channels);
   }
-  // Unrolled, the compiler loses the alignment of all but the first store and writes words.
-  ODIN_NO_UNROLL for (int32_t m = 0; m < a.magnitudes; ++m) {
+  // Not unrolled: the stores take the time, and copies of the loop would take registers.
+  ODIN_UNROLL_BY(1) for (int32_t m = 0; m < a.magnitudes; ++m) {
     const float step = read(a.steps + m);
     float values[N];
     ODIN_UNROLL for (int j = 0; j < N; ++j) {

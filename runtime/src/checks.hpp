@@ -39,7 +39,7 @@ class Checks {
                            __builtin_mul_overflow(product, d, &product) ||
                            product > INT64_MAX / 8;
     if (status_ == ODIN_OK && too_large) {
-      status_ = fail(ODIN_BAD_SIZE, function_, "the product of the sizes does not fit in 63 bits");
+      status_ = fail(ODIN_BAD_SIZE, function_, "the sizes give more bytes than fit in 63 bits");
     }
     return *this;
   }
@@ -126,7 +126,7 @@ odin_status check(const char* function, const ScoreArguments<T>& a) {
   Checks checks(function);
   checks.size("rows", a.rows).size("classes", a.classes, 1).total(a.rows, a.classes);
   checks.value(a.temperature >= FLT_MIN && a.temperature <= FLT_MAX,
-               "temperature must be a finite number above 0");
+               "temperature must be a normal, finite number above 0");
   checks.value(isfinite(a.seed_scale), "seed_scale must be finite");
   if (checks.status() != ODIN_OK || is_empty(a)) return checks.status();
   checks.pointer("logits", a.logits).optional("score", a.score).optional("baseline", a.baseline);

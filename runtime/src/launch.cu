@@ -54,7 +54,7 @@ odin_status launch(const char* function, void (*kernel)(Parameters...), Shape sh
                        static_cast<cudaStream_t>(stream));
   if (error == cudaSuccess) return ODIN_OK;
   cudaGetLastError();  // reported here, so not again by the caller's next check
-  return fail(ODIN_CUDA_FAILED, function, "launching on the stream: %s: %s",
+  return fail(ODIN_CUDA_FAILED, function, "the launch, or work before it, failed: %s: %s",
               cudaGetErrorName(error), cudaGetErrorString(error));
 }
 

@@ -50,7 +50,7 @@ const char* odin_status_text(odin_status status) {
     case ODIN_NO_CUDA:
       return "the library was built without nvcc: it holds the host functions alone";
     case ODIN_CUDA_FAILED:
-      return "CUDA could not launch the kernel";
+      return "CUDA could not launch the kernel, or work before it failed";
     default:
       return "unknown status";
   }

@@ -1,50 +1,7 @@
-"""The kernels' library, built once a session: for the host alone, and with the fat binary."""
+"""The fixtures of fixtures.py, for the tests of this folder."""
 
 from __future__ import annotations
 
-import fcntl
-from collections.abc import Callable
-from pathlib import Path
+from native.fixtures import build_once, cuda_build, host_build, twins
 
-import pytest
-
-from native.toolchain import cmake, configure, cuda_tool, cxx, run
-from native.twins import Twins
-
-
-@pytest.fixture(scope="session")
-def build_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """A function: name, options of CMake -> the build folder, shared by parallel test processes."""
-
-    def build(name: str, *options: str) -> Path:
-        base = tmp_path_factory.getbasetemp()
-        # pytest-xdist: each process has its own folder in the session's.
-        shared = base.parent if base.name.startswith("popen-") else base
-        folder = shared / f"odin-{name}"
-        with (shared / f"odin-{name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not (folder / "done").exists():
-                configure(folder, f"-DCMAKE_CXX_COMPILER={cxx()}", *options)
-                run([cmake(), "--build", folder], timeout=600)
-                (folder / "done").touch()
-        return folder
-
-    return build
-
-
-@pytest.fixture(scope="session")
-def host_build(build_once: Callable[..., Path]) -> Path:
-    """The build folder of a library without kernels."""
-    return build_once("host", "-DODIN_CUDA=OFF")
-
-
-@pytest.fixture(scope="session")
-def cuda_build(build_once: Callable[..., Path]) -> Path:
-    """The build folder of a library with kernels for all targets, and of the fat binary."""
-    return build_once("cuda", "-DODIN_CUDA=ON", f"-DODIN_NVCC={cuda_tool('nvcc')}")
-
-
-@pytest.fixture(scope="session")
-def twins(host_build: Path) -> Twins:
-    """The host twins, called through the C library."""
-    return Twins(host_build / "runtime" / "libodin_kernels.so")
+__all__ = ["build_once", "cuda_build", "host_build", "twins"]

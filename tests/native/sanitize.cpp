@@ -3,7 +3,8 @@
 //
 // Each tensor lies in memory of its own that ends with its last element, at every distance from a
 // 16-byte boundary; what comes before it is poisoned in steps of 8 bytes. So one byte read or
-// written too much ends the program. The results at each distance must be those at a boundary, to the bit.
+// written too much ends the program. The results at each distance must be those at a boundary, to
+// the bit.
 //
 // With the argument "overrun" one tensor is one element too short: the sanitizer must notice.
 #include <sanitizer/asan_interface.h>
@@ -51,6 +52,7 @@ class Tensor {
     const uint8_t* first = static_cast<uint8_t*>(data());
     return {first, first + bytes_};
   }
+
  private:
   // malloc's memory begins at a multiple of 16 and ends, for the sanitizer, at the exact byte.
   static void* allocate(size_t bytes) {

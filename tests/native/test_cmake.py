@@ -108,9 +108,24 @@ def test_another_version_is_refused(host_build: Path, tmp_path: Path, version: s
 
 
 def test_without_nvcc_the_host_twins_are_built(tmp_path: Path) -> None:
-    done = try_configure(tmp_path, f"-DCMAKE_CXX_COMPILER={cxx()}", "-DODIN_NVCC=/missing/nvcc")
+    """An nvcc that was asked for and is not there is not replaced by another."""
+    cxx_flag = f"-DCMAKE_CXX_COMPILER={cxx()}"
+    reason = "host twins alone: /missing/nvcc cannot compile: no such file or directory"
+    done = try_configure(tmp_path / "option", cxx_flag, "-DODIN_NVCC=/missing/nvcc")
     assert done.returncode == 0
-    assert "host twins alone: /missing/nvcc cannot compile" in done.stdout
+    assert reason in done.stdout
+    done = try_configure(tmp_path / "variable", cxx_flag, CUDACXX="/missing/nvcc")
+    assert done.returncode == 0
+    assert reason in done.stdout
+
+
+def test_the_kernels_are_asked_for_in_three_words(tmp_path: Path) -> None:
+    cxx_flag = f"-DCMAKE_CXX_COMPILER={cxx()}"
+    done = try_configure(tmp_path / "off", cxx_flag, "-DODIN_CUDA=off")
+    assert "host twins alone: ODIN_CUDA is OFF" in done.stdout
+    done = try_configure(tmp_path / "no", cxx_flag, "-DODIN_CUDA=NO")
+    assert done.returncode != 0
+    assert "ODIN_CUDA is NO; it must be AUTO, ON or OFF" in done.stdout
 
 
 def test_the_compiler_of_the_python_packages_is_found(tmp_path: Path) -> None:
@@ -170,6 +185,9 @@ def test_unknown_architectures_are_left_out(tmp_path: Path) -> None:
     none = try_configure(tmp_path / "none", *flags, "-DODIN_CUDA_ARCHITECTURES=999")
     assert none.returncode == 0
     assert "compiles for none of 999" in none.stdout
+    no_ptx = try_configure(tmp_path / "ptx", *flags, "-DODIN_PTX_ARCHITECTURE=30")
+    assert no_ptx.returncode == 0
+    assert "makes no PTX for 30" in no_ptx.stdout
 
 
 def test_a_wheel_holds_the_fat_binary_alone(tmp_path: Path) -> None:
@@ -179,7 +197,7 @@ def test_a_wheel_holds_the_fat_binary_alone(tmp_path: Path) -> None:
         f"-DCMAKE_CXX_COMPILER={cxx()}",
         f"-DODIN_NVCC={nvcc}",
         "-DSKBUILD=2",
-        "-DODIN_CUDA_ARCHITECTURES=90",
+        "-DODIN_CUDA_ARCHITECTURES=75",  # the PTX's: compiled once for both
     )
     assert try_configure(build, *flags).returncode == 0
     run([cmake(), "--build", build])

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from native.toolchain import INCLUDE
-from native.twins import PARAMETERS, Library, address
+from native.twins import PARAMETERS, POINTER, Library, address
 
 OK, NULL_POINTER, MISALIGNED, BAD_SIZE, BAD_TYPE, BAD_VALUE, NO_CUDA, CUDA_FAILED = range(8)
 FLOATS = np.ones(4096, np.float32)
@@ -23,6 +23,7 @@ IMAGES = np.ones(4096, np.float32)
 SCORES = np.ones(64, np.float32)
 LABELS = np.ones(64, np.int64)
 ODD = ctypes.c_void_p(FLOATS.ctypes.data + 1)
+TENSORS = {"images", "gradient", "perturbed", "logits", "seed"}  # of the type given
 
 # The names of the parameters after the type, and arguments that are right.
 RIGHT: dict[str, dict[str, Any]] = {
@@ -138,12 +139,15 @@ def test_unknown_types(library: Library, function: str, host: bool, element: int
 
 @pytest.mark.parametrize(("function", "host"), ALL)
 def test_pointers_between_elements(library: Library, function: str, host: bool) -> None:
-    tensors = {"normalize": "images", "perturb": "gradient", "score": "logits"}
-    name = tensors.get(function, "gradient")
-    for element, size in ((0, 4), (1, 2), (2, 2)):
-        status, text = call(library, function, host, element, **{name: ODD})
-        assert status == MISALIGNED
-        assert f"{name} is not at a multiple of {size} bytes" in text
+    """Pointers come first among the parameters; pixels are bytes, so any address is theirs."""
+    names = list(RIGHT[function])[: PARAMETERS[function].count(POINTER)]
+    for name in set(names) - {"pixels"}:
+        both = {"low": address(FLOATS)} if name == "high" else {}
+        for element, tensor_bytes in ((0, 4), (1, 2), (2, 2)):
+            size = tensor_bytes if name in TENSORS else {"label": 8}.get(name, 4)
+            status, text = call(library, function, host, element, **both, **{name: ODD})
+            assert status == MISALIGNED
+            assert f"{name} is not at a multiple of {size} bytes" in text
 
 
 @pytest.mark.parametrize("host", [True, False])
@@ -201,7 +205,9 @@ def test_launching_without_a_driver(cuda_build: Path, function: str) -> None:
     assert library.functions.odin_has_cuda() == 1
     status, text = call(library, function, host=False)
     assert status == CUDA_FAILED
-    assert re.match(rf"odin_{function}: launching on the stream: cudaError\w+: \w+", text)
+    assert re.match(
+        rf"odin_{function}: the launch, or work before it, failed: cudaError\w+: \w+", text
+    )
     assert call(library, function, host=True) == (OK, "")
 
 

@@ -16,10 +16,12 @@ from native.toolchain import ARCHITECTURES, compile_ptx, cuda_tool, run
 
 SUFFIXES = ("f32", "f16", "bf16")
 # The most registers a thread on any target; a thread block's share of 65,536 limits the occupancy.
-REGISTERS = {"odin_normalize": 64, "odin_perturb": 64, "odin_score": 96, "odin_first_order": 64}
+REGISTERS = {"odin_normalize": 48, "odin_perturb": 64, "odin_score": 96, "odin_first_order": 64}
 SHARED_BYTES = {"odin_normalize": 0, "odin_perturb": 0, "odin_score": 96, "odin_first_order": 32}
 WIDE_LOADS = ("odin_perturb", "odin_score", "odin_first_order")
 WIDE_STORES = ("odin_normalize", "odin_perturb", "odin_score")
+# Elementwise kernels store single elements where a group does not fit (two: a branch for NaN).
+NARROW_STORES = {"odin_normalize": 1, "odin_perturb": 2}
 POINTER, INT64, INT32, FLOAT = "u64", "u64", "u32", "f32"
 PARAMETERS = {
     "odin_normalize": [POINTER] * 4 + [INT64, INT64, INT32],
@@ -119,16 +121,14 @@ def test_wide_loads_and_stores(machine_code: dict[int, dict[str, str]]) -> None:
                 assert "STG.E.128" in text, where
 
 
-def test_perturb_stores_narrowly_at_the_ends_alone(
-    machine_code: dict[int, dict[str, str]],
-) -> None:
-    """A store of single elements (two with a branch for NaN); whole groups leave in 128 bits."""
+def test_whole_groups_are_stored_in_128_bits(machine_code: dict[int, dict[str, str]]) -> None:
     for architecture, kernels in machine_code.items():
         for name, text in kernels.items():
-            if kernel_of(name) == "odin_perturb":
+            if kernel_of(name) in NARROW_STORES:
                 stores = re.findall(r"\bSTG\.E[.\w]*", text)
                 narrow = [store for store in stores if "128" not in store]
-                assert len(narrow) <= 2, f"{name} on sm_{architecture}: {stores}"
+                where = f"{name} on sm_{architecture}: {stores}"
+                assert len(narrow) <= NARROW_STORES[kernel_of(name)], where
 
 
 def test_no_local_memory_and_no_atomics(machine_code: dict[int, dict[str, str]]) -> None:

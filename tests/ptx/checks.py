@@ -67,6 +67,11 @@ def half_ulp(exact: Array, dtype: np.dtype[Any]) -> Array:
     return 2.0 ** (np.frexp(size)[1] - 1) * float(info.eps) / 2
 
 
+def first_rounding(exact: Array, dtype: np.dtype[Any]) -> Array | float:
+    """The error of a result that was rounded to float32 before it was to a narrower type."""
+    return half_ulp(exact, TYPES["f32"]) if dtype.itemsize < 4 else 0.0
+
+
 def compare(what: str, got: Array, exact: Array, error: Array | float = 0.0) -> None:
     """Assert |got - exact| <= half an ulp of got's type + error; NaN and infinities in place."""
     assert got.shape == exact.shape, (what, got.shape, exact.shape)
@@ -110,8 +115,7 @@ class Normalize:
     def check(self, results: list[Array]) -> None:
         pixels = self.pixels.transpose(0, 2, 1).astype(np.float64)
         exact = pixels * self.scale[:, None].astype(float) - self.offset[:, None].astype(float)
-        narrow = results[0].dtype.itemsize < 4  # one more rounding, to float32
-        compare("images", results[0], exact, half_ulp(exact, TYPES["f32"]) if narrow else 0.0)
+        compare("images", results[0], exact, first_rounding(exact, results[0].dtype))
 
 
 @dataclass(frozen=True)
@@ -142,8 +146,6 @@ class Perturb:
         sign = np.where(np.isnan(g), np.nan, np.where(g < 0, -1.0, 1.0))
         move = self.steps[:, None, None, None].astype(float) * self.channel_scale[:, None]
         exact = x - move * sign
-        # The product step * scale and the difference are each rounded to float32.
-        error = 2 * EPS * (np.abs(np.where(np.isfinite(x), x, 0.0)) + np.abs(move))
         if self.low is not None and self.high is not None:
             low, high = self.low[:, None].astype(float), self.high[:, None].astype(float)
             exact = np.where(exact < low, low, np.where(exact > high, high, exact))
@@ -151,7 +153,7 @@ class Perturb:
             narrow_high = self.high.astype(out.dtype)[:, None].astype(float)
             value = out.astype(float)
             assert not ((value < narrow_low) | (value > narrow_high)).any(), "clamped values"
-        compare("perturbed", out, exact, error)
+        compare("perturbed", out, exact, first_rounding(exact, out.dtype))
 
 
 @dataclass(frozen=True)

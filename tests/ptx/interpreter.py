@@ -51,7 +51,8 @@ class Interpreter:
     """The kernels of a PTX module, ready to be launched.
 
     `approximation`: ulps to add to the results of `.approx` instructions; `lockstep`: take the
-    lanes of a warp as ordered without bar.warp.sync; `races`: look for races in global memory.
+    lanes of a warp as ordered without bar.warp.sync; `races`: look in global memory for places that
+    two threads write, or one reads after another wrote them.
     `kernels` holds them by name, each with its `parameters`. PtxError names the line of what is
     not PTX; an instruction that is not known is refused when its kernel is first launched.
     """

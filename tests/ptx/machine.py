@@ -257,7 +257,21 @@ class Machine:
         if ((mask & own) == 0).any():
             raise PtxError("mask", block.line, "a lane that its own mask does not name")
         here = together.ballot(np.ones(together.count, bool))
-        return (mask & ~here) == 0
+        ready = (mask & ~here) == 0
+        if (mask != mask[0]).any():
+            self.compare_masks(block, together, mask, ready)
+        return ready
+
+    def compare_masks(self, block: Block, together: Active, mask: Array, ready: Array) -> None:
+        """Lanes that meet must name the same lanes."""
+        everywhere = np.zeros(together.all_lanes, np.uint32)
+        everywhere[together.lanes] = mask
+        for lane in range(32):
+            names = ready & ((mask >> np.uint32(lane)) & np.uint32(1) != 0)
+            own, other = mask[names], everywhere[(together.warp_start + lane)[names]]
+            if (own != other).any():
+                pair = f"{own[own != other][0]:#x} and {other[own != other][0]:#x}"
+                raise PtxError("mask", block.line, f"lanes with masks {pair} meet")
 
     def pass_on(self, number: int, meeting: Meeting, through: Active) -> None:
         lanes = through.lanes

@@ -53,6 +53,9 @@ class Races:
     between them, or within a warp a bar.warp.sync (`lockstep` takes a warp as always ordered).
     Accesses of different blocks are never ordered. Every other pair is a race, whatever order the
     interpreter happens to run the warps in.
+
+    Without `reads`, as for global memory, a write after another thread's read is not seen. A
+    bar.warp.sync of some lanes counts as one of the warp.
     """
 
     def __init__(self, size: int, *, lockstep: bool, reads: bool) -> None:
@@ -247,17 +250,22 @@ class Memory:
             if each < 0:
                 raise _out_of_bounds(line, here[0], width * count, None)
             region = self.regions[each]
-            offset = (here - np.uint64(region.base)).astype(np.int64)
-            outside = offset + width * count > region.data.size
+            offset = here - np.uint64(region.base)
+            outside = _is_outside(offset, width * count, region.data.size)
             if outside.any():
                 raise _out_of_bounds(line, here[outside][0], width * count, region)
-            element = (offset - (-region.base % width)) // width
+            element = (offset.astype(np.int64) - (-region.base % width)) // width
             use(region, element[:, None] + np.arange(count), lanes)
 
 
 def _bytes(start: Array, width: int) -> Array:
     """(lanes, count) first bytes -> (lanes, count * width) bytes."""
     return (start[:, :, None] + np.arange(width)).reshape(start.shape[0], -1)
+
+
+def _is_outside(offset: Array, accessed: int, size: int) -> Array:
+    """Whether some of the bytes from an offset on lie past the size; the sum could wrap around."""
+    return (offset > np.uint64(size)) | (np.uint64(accessed) > np.uint64(size) - offset)
 
 
 def _out_of_bounds(line: int, address: np.generic, size: int, region: Region | None) -> PtxError:
@@ -286,7 +294,7 @@ class BlockMemory:
 
     def _index(self, address: Array, who: Threads, width: int, count: int, line: int) -> Array:
         check_alignment(address, width * count, line, self.space)
-        outside = address + np.uint64(width * count) > np.uint64(self.size)
+        outside = _is_outside(address, width * count, self.size)
         if outside.any():
             first = int(address[outside][0])
             message = f"byte {first} of {self.space} memory, which has {self.size}"

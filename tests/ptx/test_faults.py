@@ -86,6 +86,12 @@ def test_a_thread_reads_what_another_wrote() -> None:
     run_body(body.format("bar.sync 0;"), threads=64)
 
 
+def test_addresses_below_zero() -> None:
+    """4 bytes before a null pointer and before the block's shared memory: 2^64 - 4."""
+    fault("bounds", 0, "mov.b64 w0, 0; ld.global.u32 r0, [w0+-4]; ret;")
+    fault("bounds", 1, POOL + "st.shared.u32 [w1+-4], t; ret;", blocks=2)
+
+
 # Shared and local memory
 
 
@@ -172,6 +178,16 @@ def test_a_mask_that_names_lanes_that_are_not_there() -> None:
 
 def test_a_mask_that_does_not_name_the_lane_itself() -> None:
     fault("mask", 0, "shfl.sync.idx.b32 r1, t, 0, 31, 1; ret;")
+
+
+def test_lanes_with_different_masks() -> None:
+    """Each half of the warp may vote on its own; lane 3 may not name fewer lanes than its peers."""
+    body = """setp.lt.u32 p0, t, 16; selp.b32 r0, 0xFFFF, 0xFFFF0000, p0;
+setp.eq.u32 p1, t, 3; @p1 mov.b32 r0, {};
+vote.sync.any.pred p2, p0, r0; ret;"""
+    run_body(body.format("0xFFFF"))
+    message = fault("mask", 2, body.format("0xFF"))
+    assert message.endswith("lanes with masks 0xff and 0xffff meet")
 
 
 def test_lanes_that_wait_for_each_other_at_two_places() -> None:

@@ -170,7 +170,7 @@ def test_hardware_may_round_exponentials_otherwise(ulps: int, name: str) -> None
 
 @pytest.mark.parametrize("kernel", CASES)
 def test_a_wrong_result_is_seen(kernel: str) -> None:
-    """Two units in the last place of any one result are too many, where it is exact to one."""
+    """In any output: 2 units in the last place where the kernel rounds once, elsewhere 2e-5."""
     case = next(iter(CASES[kernel].values()))
     results = case.run(interpreter(), "f32")
     case.check(results)
@@ -178,6 +178,6 @@ def test_a_wrong_result_is_seen(kernel: str) -> None:
     for number in outputs[kernel]:
         wrong = [result.copy() for result in results]
         flat = wrong[number].reshape(-1)
-        flat[-1] *= np.float32(1 + 1e-4)
+        flat[-1] *= np.float32(1 + (2.0**-22 if kernel in ("normalize", "perturb") else 2e-5))
         with pytest.raises(AssertionError):
             case.check(wrong)

@@ -258,6 +258,7 @@ PTX = [
     ),
     Ptx("halves rounded down", "normalize", r"cvt\.rn\.f16", "cvt.rz.f16", "wrong", "f16"),
     Ptx("products rounded down", "normalize", r"fma\.rn\.f32", "fma.rz.f32", "wrong"),
+    Ptx("moves rounded down", "perturb", r"fma\.rn\.f32", "fma.rz.f32", "wrong"),
     Ptx("wrong byte of a pixel", "normalize", r"(shr\.u32\s+.*), 8;", r"\1, 16;", "wrong"),
     Ptx("zero counts as negative", "perturb", r"setp\.lt\.f32", "setp.le.f32", "wrong"),
     Ptx("log2(e) off by 9e-5", "score", "0f3FB8AA3B", "0f3FB8A63B", "wrong"),

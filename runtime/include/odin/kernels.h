@@ -79,8 +79,8 @@ ODIN_API int32_t odin_has_cuda(void);
 ODIN_API const char* odin_status_text(odin_status status);
 
 /* What was wrong in this thread's last call that did not return ODIN_OK: the function, the argument
- * and, for ODIN_CUDA_FAILED, CUDA's own error. Valid until this thread's next failing call; ""
- * before the first. */
+ * and, for ODIN_CUDA_FAILED, CUDA's own error, which may be that of earlier work on the device.
+ * Valid until this thread's next failing call; "" before the first. */
 ODIN_API const char* odin_last_error(void);
 
 /* Normalise images, channels last to channels first:
@@ -88,7 +88,7 @@ ODIN_API const char* odin_last_error(void);
  * pixels  (count, plane, channels), plane = height * width
  * images  (count, channels, plane) of the given type
  * scale, offset  (channels): 1 / (255 std) and mean / std
- * stream  a cudaStream_t; NULL is the default stream. */
+ * stream  a cudaStream_t of the current device; NULL is the legacy default stream. */
 ODIN_API odin_status odin_normalize(odin_type type, const uint8_t* pixels, void* images,
                                     const float* scale, const float* offset, int64_t count,
                                     int64_t plane, int32_t channels, void* stream);
