@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from odin_engines.bundle import FORWARD, GRADIENT, ODIN, Bundle, write_bundle
+from odin_engines.cuda_probe import ask_driver
 from odin_engines.spec import Spec
 from odin_engines.torch_reference import TorchReference
 
@@ -32,21 +32,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     slow = pytest.mark.skip(reason="takes minutes; run with --run-slow")
-    gpu = pytest.mark.skip(reason="needs an NVIDIA GPU; libcuda.so.1 is not found")
+    problem = ask_driver().problem
+    gpu = pytest.mark.skip(reason=f"needs an NVIDIA GPU: {problem}")
     for item in items:
         # Not item.keywords: these hold the names of folders too.
         if item.get_closest_marker("slow") and not config.getoption("--run-slow"):
             item.add_marker(slow)
-        if item.get_closest_marker("gpu") and not _has_driver():
+        if item.get_closest_marker("gpu") and problem:
             item.add_marker(gpu)
-
-
-def _has_driver() -> bool:
-    try:
-        ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return False
-    return True
 
 
 class TinyNetwork(nn.Module):

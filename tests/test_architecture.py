@@ -31,11 +31,16 @@ HEAVY = (
     "onnxruntime",
     "openvino",
     "tensorrt",
+    "tensorrt_rtx",
+    "cuda",
+    "pycuda",
     "sklearn",
     "matplotlib",
 )
 LIGHT_MODULES = (
     "odin_runtime",
+    "odin_runtime.driver",
+    "odin_runtime.scorer",
     "odin_engines.bundle",
     "odin_engines.engine",
     "odin_export.cli",
