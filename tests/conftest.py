@@ -19,6 +19,8 @@ from odin_engines.cuda_probe import ask_driver
 from odin_engines.spec import Spec
 from odin_engines.torch_reference import TorchReference
 
+pytest_plugins = ["native.fixtures", "drivers.fixtures"]
+
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores are at work already
     torch.set_num_threads(1)
 

@@ -7,7 +7,7 @@ library and the primary context until the thread ends.) Kernels are launched by 
 
 from __future__ import annotations
 
-import weakref
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
@@ -26,6 +26,7 @@ from odin_runtime.driver import (
 )
 from odin_runtime.driver_resources import (
     Ledger,
+    OpenStreams,
     OwnedHostMemory,
     OwnedMemory,
     close_after,
@@ -35,6 +36,7 @@ from odin_runtime.driver_resources import (
 
 NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING
 DISABLE_TIMING = 2  # CU_EVENT_DISABLE_TIMING
+INVALID_VALUE = 1  # CUDA_ERROR_INVALID_VALUE
 
 
 class CudaCoreDriver:
@@ -52,7 +54,7 @@ class CudaCoreDriver:
         self._cuda: Any = import_module("cuda.bindings.driver")
         self._core: Any = import_module("cuda.core")
         self._ledger = Ledger()
-        self._streams: weakref.WeakSet[CudaCoreStream] = weakref.WeakSet()
+        self._streams = OpenStreams()
         self._context: Any = None
         self.call("starting CUDA", "cuInit", 0)
         self._device = self.call(f"opening device {device}", "cuDeviceGet", device)
@@ -80,10 +82,7 @@ class CudaCoreDriver:
             OdinError: the status is an error.
         """
         status, *values = getattr(self._cuda, function)(*arguments)
-        if int(status):
-            code = int(status)
-            name, text = driver_reasons.error_name(code), driver_reasons.error_text(code)
-            raise driver_reasons.failure(doing, name, text)
+        driver_reasons.check(doing, int(status))
         return values[0] if values else None
 
     @contextmanager
@@ -94,9 +93,11 @@ class CudaCoreDriver:
         self.call("entering the device's context", "cuCtxPushCurrent", self._context)
         try:
             yield
-        finally:
-            # Its status is not looked at: an error of the block must not be hidden by a second one.
+        except BaseException:
+            # A device that has failed fails here too; the error of the block must not be hidden.
             self._cuda.cuCtxPopCurrent()
+            raise
+        self.call("leaving the device's context", "cuCtxPopCurrent")
 
     def within(self, doing: str, function: str, *arguments: Any) -> Any:
         """As `call`, in the device's context."""
@@ -124,8 +125,7 @@ class CudaCoreDriver:
 
     def settle(self) -> None:
         """Wait for the work of all streams that are in use and not being captured."""
-        for stream in list(self._streams):
-            stream.settle()
+        self._streams.settle()
 
     def stream(self) -> CudaCoreStream:
         """Return a new stream."""
@@ -172,6 +172,17 @@ class CudaCoreDriver:
         library = self.within(doing, "cuLibraryLoadData", *arguments)
         return CudaCoreModule(self, self._ledger, self._core, library)
 
+    def parameter_sizes(self, doing: str, kernel: Any) -> list[int]:
+        """The sizes of a kernel's parameters in bytes, of a CUkernel."""
+        sizes: list[int] = []
+        with self.current():
+            while True:
+                status, _, size = self._cuda.cuKernelGetParamInfo(kernel, len(sizes))
+                if int(status) == INVALID_VALUE:  # there are no more
+                    return sizes
+                driver_reasons.check(doing, int(status))
+                sizes.append(int(size))
+
     def launch(
         self,
         kernel: Kernel,
@@ -181,10 +192,11 @@ class CudaCoreDriver:
         stream: Stream,
     ) -> None:
         """Queue a kernel."""
-        core = own(kernel, CudaCoreKernel).core
+        work = own(kernel, CudaCoreKernel)
+        core = work.core
         check_launch(kernel.name, grid, block)
         config = self._core.LaunchConfig(grid=grid, block=block)
-        scalars = launch_arguments(kernel.name, arguments)
+        scalars = launch_arguments(kernel.name, arguments, work.sizes)
         queue = self._core.Stream.from_handle(stream.handle)
         with self.current():
             try:
@@ -198,7 +210,8 @@ class CudaCoreDriver:
     def capture(self, stream: Stream) -> Iterator[CudaCoreCapture]:
         """Record what the block queues as a graph."""
         mode = self._cuda.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
-        self.within("starting the capture", "cuStreamBeginCapture", stream.handle, mode)
+        with own(stream, CudaCoreStream).lock:
+            self.within("starting the capture", "cuStreamBeginCapture", stream.handle, mode)
         capture = CudaCoreCapture()
         try:
             yield capture
@@ -282,6 +295,8 @@ class CudaCoreStream(CudaCoreHandle):
     def __init__(self, driver: CudaCoreDriver, ledger: Ledger, handle: int, owned: bool) -> None:
         super().__init__(driver, ledger, handle)
         self._owned = owned
+        # Against closing or capturing it while another thread, that frees memory, waits for it.
+        self.lock = threading.RLock()
         if not owned:
             ledger.remove(self)  # so that nothing of ours destroys it
 
@@ -292,10 +307,11 @@ class CudaCoreStream(CudaCoreHandle):
 
     def settle(self) -> None:
         """Wait for the work, unless it is being captured: there is none to wait for then."""
-        if self._handle is not None:
-            with self._driver.current():
-                if not driver_reasons.is_capturing(self.handle):
-                    self.synchronize()
+        with self.lock:
+            if self._handle is not None:
+                with self._driver.current():
+                    if not driver_reasons.is_capturing(self.handle):
+                        self.synchronize()
 
     def close(self) -> None:
         """Wait for the work and destroy the stream if it is ours; a second call does nothing."""
@@ -304,6 +320,11 @@ class CudaCoreStream(CudaCoreHandle):
                 self.settle()
         finally:
             self.release()
+
+    def release(self) -> None:
+        """Destroy it if it is ours."""
+        with self.lock:
+            super().release()
             self._handle = None
 
     def wait(self, event: Event) -> None:
@@ -344,8 +365,9 @@ class CudaCoreEvent(CudaCoreHandle):
 class CudaCoreKernel:
     """See `odin_runtime.driver.Kernel`."""
 
-    def __init__(self, name: str, module: CudaCoreModule, core: Any) -> None:
+    def __init__(self, name: str, module: CudaCoreModule, core: Any, sizes: list[int]) -> None:
         self.name = name
+        self.sizes = sizes  # of its parameters, in bytes
         self._module = module
         self._core = core
 
@@ -372,9 +394,13 @@ class CudaCoreModule(CudaCoreHandle):
 
     def kernel(self, name: str) -> CudaCoreKernel:
         """Return an exported kernel."""
-        doing = f"looking for kernel {name}"
-        handle = self._driver.within(doing, "cuLibraryGetKernel", self.raw, name.encode())
-        return CudaCoreKernel(name, self, self._core.Kernel.from_handle(int(handle)))
+        doing, driver = f"looking for kernel {name}", self._driver
+        handle = driver.within(doing, "cuLibraryGetKernel", self.raw, name.encode())
+        # CUDA loads a kernel when it is first used. Now, so that what is wrong with it shows here,
+        # and because a capture does not stand the loading.
+        driver.within(f"loading kernel {name}", "cuKernelGetFunction", handle)
+        sizes = driver.parameter_sizes(doing, handle)
+        return CudaCoreKernel(name, self, self._core.Kernel.from_handle(int(handle)), sizes)
 
 
 class CudaCoreGraph(CudaCoreHandle):

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from odin_engines.errors import OdinError
-from odin_runtime.driver_reasons import Reason, why_not
+from odin_runtime.driver_reasons import Reason, missing_driver, missing_package
 
 DRIVERS = ("cuda-core", "pycuda")
 # Bounds of a launch along x, of every device that CUDA 13 knows.
@@ -207,7 +207,11 @@ class Driver(Protocol):
     def launch(
         self, kernel: Kernel, grid: int, block: int, arguments: Sequence[Argument], stream: Stream
     ) -> None:
-        """Queue a kernel on `grid` blocks of `block` threads; at most 2**31 - 1 and 1024."""
+        """Queue a kernel on `grid` blocks of `block` threads; at most 2**31 - 1 and 1024.
+
+        The arguments are compared with the binary's parameters: number and sizes by cuda-core, the
+        bytes in all by CUDA with pycuda.
+        """
 
     def capture(self, stream: Stream) -> AbstractContextManager[Capture]:
         """Record what a block queues on the stream, and on streams that wait for it, as a graph.
@@ -238,9 +242,11 @@ def open_driver(name: str = "auto", device: int = 0) -> Driver:
         raise OdinError(f"no CUDA driver is called {name!r}; use auto, {' or '.join(DRIVERS)}")
     if device < 0:
         raise OdinError(f"device is {device}; it has to be 0 or more")
+    candidates = DRIVERS if name == "auto" else (name,)
+    without = missing_driver(device)  # of CUDA: whichever package would ask it
     reasons: dict[str, Reason] = {}
-    for candidate in DRIVERS if name == "auto" else (name,):
-        reason = why_not(candidate, device)
+    for candidate in candidates:
+        reason = without or missing_package(candidate)
         if reason is None:
             return _open(candidate, device)
         reasons[candidate] = reason
@@ -268,11 +274,19 @@ def _refusal(reasons: dict[str, Reason]) -> str:
     return f"no CUDA driver can be opened: {why}\n{next(iter(reasons.values())).remedy}"
 
 
-def launch_arguments(kernel: str, arguments: Sequence[Argument]) -> list[Any]:
+def launch_arguments(
+    kernel: str, arguments: Sequence[Argument], sizes: Sequence[int] | None = None
+) -> list[Any]:
     """Return the arguments as numpy scalars of a kernel parameter's exact size.
 
+    Args:
+        kernel: its name.
+        arguments: in the order of its parameters.
+        sizes: of its parameters in bytes, where the driver tells them.
+
     Raises:
-        OdinError: one is not an Argument, so that its size could only be guessed.
+        OdinError: one is not an Argument, so that its size could only be guessed; or they are not
+            those of the kernel, which would read beyond them.
     """
     scalars: list[Any] = []
     for index, argument in enumerate(arguments):
@@ -285,6 +299,12 @@ def launch_arguments(kernel: str, arguments: Sequence[Argument]) -> list[Any]:
                 f"argument {index} of kernel {kernel} is a {type(argument).__name__}; give "
                 "numpy.int32, numpy.int64, numpy.float32 or Pointer, as the kernel declares it"
             )
+    given = [scalar.itemsize for scalar in scalars]
+    if sizes is not None and given != list(sizes):
+        raise OdinError(
+            f"kernel {kernel} takes parameters of {list(sizes)} bytes and was given {given}; the "
+            "binary is of another version than this package: rebuild it"
+        )
     return scalars
 
 

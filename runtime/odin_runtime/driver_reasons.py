@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import re
 from dataclasses import dataclass
-from importlib import import_module
+from importlib import import_module, metadata
 from importlib.util import find_spec
 from typing import Any
 
@@ -36,10 +37,16 @@ PACKAGES = {
     ),
 }
 
+# The least versions, as pyproject.toml has them.
+LEAST_PACKAGES = {"cuda-core": (1, 2), "pycuda": (2026, 1)}
+
+WHILE_CAPTURING = "neither wait nor allocate nor free while a graph is captured"
 # By name of the error: what to do.
 REMEDIES = {
     "CUDA_ERROR_OUT_OF_MEMORY": "use a smaller batch size, or free memory that other processes "
     "hold (nvidia-smi lists them)",
+    "CUDA_ERROR_NOT_INITIALIZED": "CUDA does not survive a fork: open the driver in the process "
+    "that uses it, and start processes by multiprocessing's method spawn",
     "CUDA_ERROR_NO_DEVICE": "check that nvidia-smi lists a device and that CUDA_VISIBLE_DEVICES "
     "does not hide it",
     "CUDA_ERROR_INVALID_DEVICE": "give the number of a device that nvidia-smi lists",
@@ -58,8 +65,11 @@ REMEDIES = {
     "versions: restart the machine after an update of the driver",
     "CUDA_ERROR_STUB_LIBRARY": "libcuda.so.1 is the toolkit's stub: take its folder out of "
     "LD_LIBRARY_PATH",
-    "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED": "neither wait nor allocate while a graph is captured",
-    "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED": "neither wait nor allocate while a graph is captured",
+    "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED": WHILE_CAPTURING,
+    "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED": WHILE_CAPTURING,
+    "CUDA_ERROR_STREAM_CAPTURE_IMPLICIT": "use streams of your own, not the default stream, while "
+    "a graph is captured",
+    "CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD": "end a capture in the thread that began it",
     "CUDA_ERROR_STREAM_CAPTURE_UNJOINED": "let the captured stream wait for the other streams "
     "before the capture ends",
     "CUDA_ERROR_STREAM_CAPTURE_ISOLATION": "record the events that captured work waits for within "
@@ -82,13 +92,8 @@ class Reason:
     remedy: str
 
 
-def why_not(name: str, device: int = 0) -> Reason | None:
-    """Return why driver `name` ("cuda-core" or "pycuda") cannot open the device; None if it can."""
-    return missing_driver(device) or missing_package(name)
-
-
 def missing_package(name: str, try_import: bool = True) -> Reason | None:
-    """Return which Python package driver `name` lacks.
+    """Return which Python package driver `name` lacks, or why it does not do.
 
     Args:
         name: "cuda-core" or "pycuda".
@@ -97,8 +102,22 @@ def missing_package(name: str, try_import: bool = True) -> Reason | None:
     for module, cause, remedy in PACKAGES[name]:
         if not _is_installed(module):
             return Reason(cause, remedy)
-    if not try_import:
+    return _too_old(name) or (_not_importable(name) if try_import else None)
+
+
+def _too_old(name: str) -> Reason | None:
+    try:
+        version, least = metadata.version(name), LEAST_PACKAGES[name]
+    except metadata.PackageNotFoundError:  # copied by hand, and so without a version
         return None
+    if tuple(map(int, re.findall(r"\d+", version)[:2])) >= least:
+        return None
+    wanted = ".".join(map(str, least))
+    cause = f"package {name} {version} is installed, and {wanted} or newer is needed"
+    return Reason(cause, f'pip install --upgrade "{name}>={wanted}"')
+
+
+def _not_importable(name: str) -> Reason | None:
     try:
         import_module("pycuda.driver" if name == "pycuda" else "cuda.core")
     except (ImportError, RuntimeError) as error:
@@ -162,7 +181,15 @@ def call(doing: str, function: str, *arguments: Any) -> None:
     Raises:
         OdinError: it fails.
     """
-    code = getattr(_library(), function)(*arguments)
+    check(doing, getattr(_library(), function)(*arguments))
+
+
+def check(doing: str, code: int) -> None:
+    """Check a CUresult.
+
+    Raises:
+        OdinError: it is an error.
+    """
     if code:
         raise failure(doing, error_name(code), error_text(code))
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import threading
+import weakref
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -57,6 +59,26 @@ class Ledger:
             except OdinError as error:
                 errors.append(error)
         return errors
+
+
+class OpenStreams:
+    """The streams that a driver has handed out and that somebody still holds."""
+
+    def __init__(self) -> None:
+        self._streams: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._lock = threading.Lock()
+
+    def add(self, stream: Any) -> None:
+        """Remember a stream, as long as it is not dropped."""
+        with self._lock:
+            self._streams.add(stream)
+
+    def settle(self) -> None:
+        """Wait for the work of all of them that are not being captured."""
+        with self._lock:  # another thread may be adding one, which a set does not stand
+            streams = list(self._streams)
+        for stream in streams:
+            stream.settle()
 
 
 class OwnedMemory:

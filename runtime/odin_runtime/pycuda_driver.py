@@ -7,10 +7,10 @@ the order. pycuda tells errors by their description alone; the driver library kn
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import threading
 import traceback
-import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from importlib import import_module
@@ -20,7 +20,6 @@ from odin_engines.errors import OdinError
 from odin_runtime import driver_reasons
 from odin_runtime.driver import (
     Argument,
-    Event,
     Kernel,
     Stream,
     check_launch,
@@ -29,13 +28,21 @@ from odin_runtime.driver import (
 )
 from odin_runtime.driver_resources import (
     Ledger,
+    OpenStreams,
     OwnedHostMemory,
     OwnedMemory,
     close_after,
     close_all,
     own,
 )
-from odin_runtime.pycuda_bridge import DISABLE_TIMING, Bridge
+from odin_runtime.pycuda_bridge import DISABLE_TIMING, KeptContext
+from odin_runtime.pycuda_objects import (
+    PycudaEvent,
+    PycudaForeignStream,
+    PycudaKernel,
+    PycudaModule,
+    PycudaStream,
+)
 
 NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING
 
@@ -56,7 +63,7 @@ class PycudaDriver:
         self._ledger = Ledger()
         self._context: Any = None
         self._thread = threading.get_ident()
-        self._streams: weakref.WeakSet[PycudaStream] = weakref.WeakSet()
+        self._streams = OpenStreams()
         with self.telling("starting CUDA"):
             self.cuda.init()
         with self.telling(f"opening device {device}"):
@@ -65,16 +72,24 @@ class PycudaDriver:
             self.compute_capability: tuple[int, int] = opened.compute_capability()
             which = self.cuda.device_attribute.MULTIPROCESSOR_COUNT
             self.multiprocessors: int = opened.get_attribute(which)
-        with self.telling(f"opening the primary context of device {device}"):
-            self._context = opened.retain_primary_context()
+        doing = f"opening the primary context of device {device}"
+        self._kept = KeptContext(doing, device)
+        try:
+            with self.telling(doing):
+                self._context = opened.retain_primary_context()
+        except OdinError:
+            self._kept.release(doing)
+            raise
+        atexit.register(self._end_with_process)
 
     @contextmanager
     def telling(self, doing: str) -> Iterator[None]:
         """Turn pycuda's errors in a block into ours."""
         try:
             yield
-        except self.cuda.Error as error:
-            text = str(error).partition("failed: ")[2].partition(" - ")[0] or str(error)
+        except (self.cuda.Error, UnicodeDecodeError) as error:
+            said = _said(error)
+            text = said.partition("failed: ")[2].partition(" - ")[0] or said
             name = driver_reasons.names_by_text().get(text, type(error).__name__)
             # pycuda's frames would keep streams and modules alive beyond their context.
             traceback.clear_frames(error.__traceback__)
@@ -140,8 +155,7 @@ class PycudaDriver:
 
     def settle(self) -> None:
         """Wait for the work of all streams that are in use and not being captured."""
-        for stream in list(self._streams):
-            stream.settle()
+        self._streams.settle()
 
     def stream(self) -> PycudaStream:
         """Return a new stream."""
@@ -153,10 +167,9 @@ class PycudaDriver:
     def foreign_stream(self, handle: int) -> PycudaForeignStream:
         """Return the caller's stream."""
         with self.within("creating a stream"):
-            bridge, ours = Bridge(handle), self.cuda.Stream(NON_BLOCKING)
-            stream = PycudaForeignStream(self, self._ledger, ours, bridge)
+            ours = self.cuda.Stream(NON_BLOCKING)
+            stream = PycudaForeignStream(self, self._ledger, ours, handle)
             del ours  # see PycudaObject
-            bridge.open()
         self._streams.add(stream)
         return stream
 
@@ -220,21 +233,30 @@ class PycudaDriver:
 
     def close(self) -> None:
         """Wait for the device's work, free what is left and release the primary context."""
-        if self._context is not None:
-            close_all(self.settle, self._ledger, self._end)
-
-    def _end(self) -> None:
+        if self._context is None:
+            return
         if self._thread != threading.get_ident():
             raise OdinError(
                 "pycuda releases a context only in the thread that opened it; close the driver "
                 "there, or use cuda-core"
             )
+        atexit.unregister(self._end_with_process)
+        close_all(self.settle, self._ledger, self._end)
+
+    def _end_with_process(self) -> None:
+        """Close what nobody has closed: pycuda itself would not release a primary context well."""
+        with suppress(OdinError):  # nobody is left to be told
+            self.close()
+
+    def _end(self) -> None:
         context, self._context = self._context, None
-        with self.telling("releasing the primary context"):
-            context.detach()
-        # detach() makes the context current and then takes for granted that the release undoes it.
-        context_left = ctypes.c_void_p()
-        driver_reasons.call("leaving", "cuCtxPopCurrent_v2", ctypes.byref(context_left))
+        doing = "releasing the primary context"
+        try:
+            with self.telling(doing):
+                context.detach()
+            self._kept.leave(doing)
+        finally:
+            self._kept.release(doing)
 
     def __enter__(self) -> PycudaDriver:
         return self
@@ -243,189 +265,16 @@ class PycudaDriver:
         close_after(raised[1], self.close)
 
 
+def _said(error: Exception) -> str:
+    """The text of an error of pycuda's.
+
+    That of a load that CUDA refuses at once ends with a buffer that nobody has written to. Where
+    this is no UTF-8, Python's own error takes the place of pycuda's, and holds its text.
+    """
+    if isinstance(error, UnicodeDecodeError):
+        return error.object.decode(errors="replace")
+    return str(error)
+
+
 def _nothing() -> None:
     """Memory of no bytes has nothing to give back."""
-
-
-class PycudaObject:
-    """An object of pycuda's, which CUDA's is destroyed with.
-
-    So nothing but this may hold it, not even a variable of a function: the traceback of an error
-    would keep it alive beyond its context.
-    """
-
-    what = ""
-
-    def __init__(self, driver: PycudaDriver, ledger: Ledger, inner: Any) -> None:
-        self._driver = driver
-        self._ledger = ledger
-        self._inner = inner
-        ledger.add(self)
-
-    def check_open(self) -> None:
-        """Check that it has not been closed.
-
-        Raises:
-            OdinError: it has.
-        """
-        if self._inner is None:
-            raise OdinError(f"{self.what} is used after it was closed; close it later")
-
-    @property
-    def inner(self) -> Any:
-        """pycuda's object.
-
-        Raises:
-            OdinError: it has been closed.
-        """
-        self.check_open()
-        return self._inner
-
-    def close(self) -> None:
-        """Destroy it; a second call does nothing."""
-        self.release()
-
-    def release(self) -> None:
-        """Destroy it, in its context."""
-        if self._ledger.remove(self):
-            with self._driver.within(f"closing {self.what}"):
-                self._inner = None
-
-
-class PycudaStream(PycudaObject):
-    """See `odin_runtime.driver.Stream`."""
-
-    what = "a stream"
-
-    @property
-    def handle(self) -> int:
-        """The CUstream."""
-        return int(self.inner.handle)
-
-    @contextmanager
-    def turn(self) -> Iterator[None]:
-        """Around one piece of work; the context is current."""
-        yield
-
-    def settle(self) -> None:
-        """Wait for our work, unless it is being captured: there is none to wait for then."""
-        if self._inner is not None:
-            with self._driver.within("waiting for a stream's work"):
-                if not driver_reasons.is_capturing(self.inner.handle):
-                    self.inner.synchronize()
-
-    def close(self) -> None:
-        """Wait for the work and destroy the stream; a second call does nothing."""
-        try:
-            self.settle()
-        finally:
-            self.release()
-
-    def wait(self, event: Event) -> None:
-        """Let later work wait for the event."""
-        awaited = own(event, PycudaEvent)
-        with self._driver.within("waiting for an event"), self.turn():
-            self.inner.wait_for_event(awaited.inner)
-
-    def synchronize(self) -> None:
-        """Wait on the host."""
-        with self._driver.within("waiting for a stream's work"), self.turn():
-            self.inner.synchronize()
-
-
-class PycudaForeignStream(PycudaStream):
-    """The caller's stream; `inner` is ours, on which its work is queued."""
-
-    def __init__(self, driver: PycudaDriver, ledger: Ledger, inner: Any, bridge: Bridge) -> None:
-        super().__init__(driver, ledger, inner)
-        self._bridge = bridge
-
-    @property
-    def handle(self) -> int:
-        """The caller's CUstream."""
-        return self._bridge.foreign
-
-    @contextmanager
-    def turn(self) -> Iterator[None]:
-        """Work starts after what the foreign stream holds, which then waits for the work."""
-        self._bridge.cross(self._bridge.foreign, int(self.inner.handle))
-        yield
-        self._bridge.cross(int(self.inner.handle), self._bridge.foreign)
-
-    def release(self) -> None:
-        """Destroy what is ours."""
-        if self._inner is not None:
-            with self._driver.within("closing a stream"):
-                self._bridge.close()
-        super().release()
-
-
-class PycudaEvent(PycudaObject):
-    """See `odin_runtime.driver.Event`."""
-
-    what = "an event"
-
-    def record(self, stream: Stream) -> None:
-        """Mark the end of what the stream holds."""
-        queue = own(stream, PycudaStream)
-        with self._driver.within("recording an event"), queue.turn():
-            self.inner.record(queue.inner)
-
-    def synchronize(self) -> None:
-        """Wait on the host."""
-        with self._driver.within("waiting for an event"):
-            self.inner.synchronize()
-
-    def elapsed_ms(self, since: Event) -> float:
-        """Milliseconds on the device."""
-        with self._driver.within("measuring the time between two events"):
-            return float(self.inner.time_since(own(since, PycudaEvent).inner))
-
-
-class PycudaKernel:
-    """See `odin_runtime.driver.Kernel`."""
-
-    def __init__(self, name: str, module: PycudaModule, function: Any) -> None:
-        self.name = name
-        self._module = module
-        self._function = function
-
-    @property
-    def function(self) -> Any:
-        """pycuda's function."""
-        return self._function
-
-    def check_open(self) -> None:
-        """Check that the module has not been closed.
-
-        Raises:
-            OdinError: it has.
-        """
-        self._module.check_open()
-
-    def forget(self) -> None:
-        """Let go of pycuda's function, which would keep the module loaded."""
-        self._function = None
-
-
-class PycudaModule(PycudaObject):
-    """See `odin_runtime.driver.Module`."""
-
-    what = "a module"
-
-    def __init__(self, driver: PycudaDriver, ledger: Ledger, inner: Any) -> None:
-        super().__init__(driver, ledger, inner)
-        self._kernels: list[PycudaKernel] = []
-
-    def kernel(self, name: str) -> PycudaKernel:
-        """Return an exported kernel."""
-        with self._driver.within(f"looking for kernel {name}"):
-            kernel = PycudaKernel(name, self, self.inner.get_function(name))
-        self._kernels.append(kernel)
-        return kernel
-
-    def release(self) -> None:
-        """Unload it: also its kernels hold it."""
-        for kernel in self._kernels:
-            kernel.forget()
-        super().release()

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from drivers.conftest import Seen
 from drivers.double_library import DEVICE_NAME, IMAGE, Double, Launch
+from drivers.fixtures import Seen
 
 ILLEGAL_ADDRESS, INVALID_VALUE, INVALID_HANDLE, INVALID_CONTEXT = 700, 1, 400, 201
+NOT_INITIALIZED, CONTEXT_IS_DESTROYED, NOT_SUPPORTED = 3, 709, 801
+CAPTURE_UNSUPPORTED, CAPTURE_INVALIDATED = 900, 901
+CAPTURE_IMPLICIT, CAPTURE_WRONG_THREAD = 906, 908
+GLOBAL, THREAD_LOCAL = 0, 1  # modes of a capture
 
 
 class Api:
@@ -59,11 +65,13 @@ def kernel(double: Double, api: Api, do: Callable[[Launch], object]) -> Callable
 def use_after_free(double: Double, name: str) -> list[int]:
     api = Api()
     stream, memory = api.make("cuStreamCreate", 1), api.make("cuMemAlloc_v2", 8)
-    host = ctypes.create_string_buffer(8)
-    source = ctypes.addressof(host)
+    source, place = api.make("cuMemHostAlloc", 8, 0), ctypes.c_size_t()
     api.ok("cuMemcpyHtoDAsync_v2", memory, source, 8, stream)
     api.ok("cuMemFree_v2", memory)
-    return [api.call("cuStreamSynchronize", stream), api.call("cuMemAlloc_v2", source, 8)]
+    return [
+        api.call("cuStreamSynchronize", stream),
+        api.call("cuMemAlloc_v2", ctypes.byref(place), 8),
+    ]
 
 
 def free_twice(double: Double, name: str) -> list[int]:
@@ -150,6 +158,79 @@ def parameters_of_another_size(double: Double, name: str) -> list[int]:
     return [api.call("cuLaunchKernel", function, 1, 1, 1, 1, 1, 1, 0, 0, None, extra)]
 
 
+def another_context(double: Double, name: str) -> list[int]:
+    api = Api()
+    memory, host = api.make("cuMemAlloc_v2", 8), api.make("cuMemHostAlloc", 8, 0)
+    stream, event = api.make("cuStreamCreate", 1), api.make("cuEventCreate", 0)
+    launch = kernel(double, api, lambda _: None)
+    api.make("cuCtxCreate_v4", None, 0, 0)
+    return [
+        api.call("cuMemFree_v2", memory),
+        api.call("cuMemFreeHost", host),
+        api.call("cuStreamSynchronize", stream),
+        api.call("cuEventRecord", event, 0),
+        launch(0, memory),
+    ]
+
+
+def released_context(double: Double, name: str) -> list[int]:
+    api = Api()
+    api.ok("cuDevicePrimaryCtxRelease_v2", 0)
+    return [api.call("cuCtxPopCurrent_v2", ctypes.byref(ctypes.c_void_p()))]
+
+
+def pageable_memory(double: Double, name: str) -> list[int]:
+    api = Api()
+    memory, host = api.make("cuMemAlloc_v2", 8), ctypes.create_string_buffer(8)
+    return [
+        api.call("cuMemcpyHtoDAsync_v2", memory, ctypes.addressof(host), 8, 0),
+        api.call("cuMemcpyDtoHAsync_v2", ctypes.addressof(host), memory, 8, 0),
+    ]
+
+
+def end_of_capture(api: Api, stream: int) -> int:
+    return api.call("cuStreamEndCapture", stream, ctypes.byref(ctypes.c_size_t()))
+
+
+def freed_in_capture(double: Double, name: str) -> list[int]:
+    api = Api()
+    stream, memory = api.make("cuStreamCreate", 1), api.make("cuMemAlloc_v2", 8)
+    api.ok("cuStreamBeginCapture_v2", stream, THREAD_LOCAL)
+    return [api.call("cuMemFree_v2", memory), end_of_capture(api, stream)]
+
+
+def capture_ended_elsewhere(double: Double, name: str) -> list[int]:
+    api = Api()
+    stream, seen = api.make("cuStreamCreate", 1), []
+    context = ctypes.c_void_p()
+    api.ok("cuCtxGetCurrent", ctypes.byref(context))
+    api.ok("cuStreamBeginCapture_v2", stream, THREAD_LOCAL)
+
+    def end() -> None:
+        api.ok("cuCtxPushCurrent_v2", context)
+        seen.append(end_of_capture(api, stream))
+
+    worker = threading.Thread(target=end)
+    worker.start()
+    worker.join()
+    return [*seen, end_of_capture(api, stream)]
+
+
+def default_stream_in_capture(double: Double, name: str) -> list[int]:
+    api = Api()
+    launch, stream = kernel(double, api, lambda _: None), api.make("cuStreamCreate", 0)
+    api.ok("cuStreamBeginCapture_v2", stream, GLOBAL)
+    return [launch(0, 0), end_of_capture(api, stream)]
+
+
+def used_after_a_fork(double: Double, name: str) -> list[int]:
+    api = Api()
+    child = os.fork()
+    if child == 0:
+        os._exit(api.call("cuInit", 0))
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), api.call("cuInit", 0)]
+
+
 def not_in_the_double(double: Double, name: str) -> list[int]:
     return [Api().call("cuLaunchGrid", 0, 1, 1)]
 
@@ -178,7 +259,26 @@ WRONG = [
         ["is device memory, not host memory", "an address that is not device memory"],
     ),
     (parameters_of_another_size, [INVALID_VALUE], ["8 bytes of parameters, not 12"]),
-    (not_in_the_double, [801], ["cuLaunchGrid is not part of the double"]),
+    (
+        another_context,
+        [INVALID_VALUE, INVALID_VALUE, INVALID_HANDLE, INVALID_HANDLE, INVALID_HANDLE],
+        [f"use of {thing}" for thing in ("d", "h", "a stream", "an event", "kernel k in another")],
+    ),
+    (released_context, [CONTEXT_IS_DESTROYED], ["the current context has been released"]),
+    (pageable_memory, [0, 0], ["cuMemcpyHtoDAsync: from or to page", "cuMemcpyDtoHAsync: from or"]),
+    (
+        freed_in_capture,
+        [CAPTURE_UNSUPPORTED, CAPTURE_INVALIDATED],
+        ["cuMemFree while s"],
+    ),
+    (capture_ended_elsewhere, [CAPTURE_WRONG_THREAD, 0], []),
+    (
+        default_stream_in_capture,
+        [CAPTURE_IMPLICIT, CAPTURE_INVALIDATED],
+        ["use of the legacy stream while a blocking stream is being captured"],
+    ),
+    (used_after_a_fork, [NOT_INITIALIZED, 0], []),
+    (not_in_the_double, [NOT_SUPPORTED], ["cuLaunchGrid is not part of the double"]),
 ]
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from drivers.conftest import Seen, skip_without
 from drivers.double_library import IMAGE, Double
+from drivers.fixtures import Seen, skip_without
 from drivers.test_memory import error_of
 from drivers.test_streams import SIZE
 from odin_runtime.driver import Driver, Kernel, Pointer, open_driver
@@ -183,7 +183,7 @@ def test_a_capture_that_fails(graphs: Callable[..., Seen]) -> None:
     ]
     for text, start in zip(seen.result, starts, strict=True):
         assert text.startswith(start)
-    assert "neither wait nor allocate while a graph is captured" in seen.result[0]
+    assert "neither wait nor allocate nor free while a graph is captured" in seen.result[0]
     assert len(seen.errors) == 4  # the first four; the double saw what the driver refused
     assert seen.leaks == []
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from drivers.conftest import Seen
 from drivers.double_library import IMAGE, Double
+from drivers.fixtures import Seen
 from drivers.kernel_backends import run_ptx, run_twins
 from drivers.test_memory import error_of
 from odin_engines.errors import OdinError

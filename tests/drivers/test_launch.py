@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from drivers.conftest import Seen
 from drivers.double_library import IMAGE, Double, Launch
+from drivers.fixtures import Seen, skip_without
 from drivers.test_memory import error_of
 from odin_runtime.driver import Pointer, open_driver
 
@@ -81,6 +81,38 @@ def test_wrong_arguments_are_refused_before_the_launch(scenario: Callable[..., S
     assert seen.errors == seen.leaks == []
 
 
+def other_parameters(double: Double, name: str) -> list[str]:
+    double.declare({"k": [8, 4]})
+    with open_driver(name) as driver:
+        stream, kernel = driver.stream(), driver.load(IMAGE).kernel("k")
+
+        def launch(*given: Any) -> str:
+            return error_of(lambda: driver.launch(kernel, 1, 32, given, stream))
+
+        first = Pointer(0)
+        return [
+            launch(first),
+            launch(first, np.int64(1)),
+            launch(first, np.int32(1), first, np.int32(1)),
+        ]
+
+
+def test_a_binary_with_other_parameters_is_refused(
+    scenario: Callable[..., Seen], driver_name: str
+) -> None:
+    seen = scenario(other_parameters)
+    if driver_name == "pycuda":  # gives CUDA one block of bytes, which looks at its size
+        assert all("CUDA_ERROR_INVALID_VALUE" in text for text in seen.result)
+        assert len(seen.errors) == 3
+    else:
+        for text, given in zip(seen.result, ([8], [8, 8], [8, 4, 8, 4]), strict=True):
+            assert text == (
+                f"kernel k takes parameters of [8, 4] bytes and was given {given}; the binary is "
+                "of another version than this package: rebuild it"
+            )
+        assert not seen.calls("cuLaunchKernel")
+
+
 def modules(double: Double, name: str) -> list[str]:
     double.declare({"k": [4]})
     with open_driver(name) as driver:
@@ -114,6 +146,21 @@ def test_modules_that_do_not_load(scenario: Callable[..., Seen]) -> None:
     ]
     for text, start in zip(seen.result, starts, strict=True):
         assert text.startswith(start)
+    assert seen.errors == seen.leaks == []
+
+
+def no_code(double: Double, name: str) -> str:
+    double.declare({"k": [4]})
+    with open_driver(name) as driver:
+        module = driver.load(IMAGE)
+        double.fail("cuKernelGetFunction", 209)
+        return error_of(lambda: module.kernel("k"))
+
+
+def test_a_kernel_is_loaded_before_its_first_launch(run_in_double: Callable[..., Seen]) -> None:
+    skip_without("cuda-core")  # pycuda loads it when it looks it up
+    seen = run_in_double(no_code, "cuda-core")
+    assert seen.result.startswith("loading kernel k failed: CUDA_ERROR_NO_BINARY_FOR_GPU (")
     assert seen.errors == seen.leaks == []
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from drivers.conftest import Seen
 from drivers.double_library import Double
+from drivers.fixtures import Seen
 from odin_engines.errors import OdinError
 from odin_runtime.driver import Driver, open_driver
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from drivers.conftest import Seen, skip_without
 from drivers.double_library import Double
+from drivers.fixtures import Seen, skip_without
 from drivers.test_memory import error_of
 from odin_engines.errors import OdinError
 from odin_runtime import driver_reasons
@@ -94,6 +94,26 @@ def test_a_package_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch) -> N
     assert reason.remedy == "reinstall pycuda"
 
 
+@pytest.mark.parametrize(
+    ("version", "cause"),
+    [
+        ("0.3.2", "package cuda-core 0.3.2 is installed, and 1.2 or newer is needed"),
+        ("1.1.9", "package cuda-core 1.1.9 is installed, and 1.2 or newer is needed"),
+        ("1.2.0rc1", None),
+        ("1.10", None),
+    ],
+)
+def test_old_packages(monkeypatch: pytest.MonkeyPatch, version: str, cause: str | None) -> None:
+    monkeypatch.setattr(driver_reasons, "find_spec", lambda module: object())
+    monkeypatch.setattr(driver_reasons.metadata, "version", lambda name: version)
+    reason = missing_package("cuda-core", try_import=False)
+    if cause is None:
+        assert reason is None
+    else:
+        assert reason is not None and reason.cause == cause
+        assert reason.remedy == 'pip install --upgrade "cuda-core>=1.2"'
+
+
 def refusal(double: Double, name: str) -> str:
     return error_of(lambda: open_driver(name))
 
@@ -146,7 +166,7 @@ def test_auto_takes_cuda_core_and_then_pycuda(run_in_double: Callable[..., Seen]
     skip_without("cuda-core")
     assert run_in_double(first_choice, "auto").result == "cuda-core"
     skip_without("pycuda")
-    assert run_in_double(second_choice, "auto").result == "pycuda"
+    assert run_in_double(second_choice, "pycuda").result == "pycuda"
 
 
 def neither(double: Double, name: str) -> str:
@@ -156,7 +176,9 @@ def neither(double: Double, name: str) -> str:
 
 
 def test_each_drivers_own_reason_is_told(run_in_double: Callable[..., Seen]) -> None:
-    assert run_in_double(neither, "auto").result.splitlines() == [
+    seen = run_in_double(neither, "auto")
+    assert seen.result.splitlines() == [
         "no CUDA driver can be opened: cuda-core: first is missing; pycuda: second is missing",
         "get first",
     ]
+    assert len(seen.calls("cuDriverGetVersion")) == 1  # asked once for both

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from drivers.conftest import Seen
 from drivers.double_library import IMAGE, Double, Launch
+from drivers.fixtures import Seen
 from drivers.test_memory import error_of
 from odin_runtime.driver import Driver, Pointer, Stream, open_driver
 
 SEEDS = (0, 1, 2, 3, 4)
+DEFAULT_STREAMS = (0, 1, 2)  # CUDA's, CU_STREAM_LEGACY and CU_STREAM_PER_THREAD
 SIZE = 16
 
 
@@ -173,9 +174,29 @@ def test_closing_a_stream_waits_for_its_work(scenario: Callable[..., Seen]) -> N
     assert seen.errors == seen.leaks == []
 
 
+def foreign_closed_with_work(double: Double, name: str) -> list[Any]:
+    with open_driver(name) as driver:
+        handle, memory = double.foreign_stream(), driver.allocate(SIZE)
+        double.declare({"k": [8]})
+        double.on_launch(lambda _: ctypes.memset(memory.pointer, 3, SIZE))
+        kernel, stream = driver.load(IMAGE).kernel("k"), driver.foreign_stream(handle)
+        driver.launch(kernel, 1, 32, [Pointer(memory.pointer)], stream)
+        double.clear_log()
+        stream.close()
+        waits = [line for line in double.log() if "Synchronize" in line]
+        again = driver.foreign_stream(handle)
+        return [waits, read(driver, memory.pointer, again)]
+
+
+def test_closing_a_foreign_stream_waits_for_nothing(scenario: Callable[..., Seen]) -> None:
+    seen = scenario(foreign_closed_with_work, seed=0)
+    assert seen.result == [[], [3]]
+    assert seen.errors == seen.leaks == []
+
+
 def default_stream(double: Double, name: str) -> list[int]:
     with open_driver(name) as driver:
-        stream, memory = driver.foreign_stream(0), driver.allocate(SIZE)
+        stream, memory = driver.foreign_stream(double.case), driver.allocate(SIZE)
         double.declare({"k": [8]})
         module = driver.load(IMAGE)
         double.on_launch(lambda _: ctypes.memset(memory.pointer, 2, SIZE))
@@ -183,11 +204,17 @@ def default_stream(double: Double, name: str) -> list[int]:
         return [stream.handle, *read(driver, memory.pointer, stream)]
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_the_default_stream_as_a_foreign_stream(scenario: Callable[..., Seen], seed: int) -> None:
-    seen = scenario(default_stream, seed=seed)
-    assert seen.result == [0, 2]
+@pytest.mark.parametrize("seed", (0, 1))
+@pytest.mark.parametrize("handle", DEFAULT_STREAMS)
+def test_a_default_stream_as_a_foreign_stream(
+    scenario: Callable[..., Seen], handle: int, seed: int
+) -> None:
+    seen = scenario(default_stream, case=handle, seed=seed)
+    assert seen.result == [handle, 2]
     assert seen.errors == seen.leaks == []
+    queue = "per-thread" if handle == 2 else "legacy"
+    used = seen.calls("cuEventRecord") + seen.calls("cuLaunchKernel")
+    assert any(line.endswith(f"stream={queue}") for line in used)
 
 
 def closed(double: Double, name: str) -> list[str]:

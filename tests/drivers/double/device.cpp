@@ -40,6 +40,7 @@ constexpr ErrorText kErrors[] = {
     ERROR(CUDA_ERROR_INVALID_DEVICE, "invalid device ordinal"),
     ERROR(CUDA_ERROR_INVALID_IMAGE, "device kernel image is invalid"),
     ERROR(CUDA_ERROR_INVALID_CONTEXT, "invalid device context"),
+    ERROR(CUDA_ERROR_CONTEXT_IS_DESTROYED, "context is destroyed"),
     ERROR(CUDA_ERROR_NO_BINARY_FOR_GPU, "no kernel image is available for execution on the device"),
     ERROR(CUDA_ERROR_UNSUPPORTED_PTX_VERSION,
           "the provided PTX was compiled with an unsupported toolchain."),
@@ -60,6 +61,10 @@ constexpr ErrorText kErrors[] = {
           "capturing stream has unjoined work"),
     ERROR(CUDA_ERROR_STREAM_CAPTURE_ISOLATION,
           "dependency created on uncaptured work in another stream"),
+    ERROR(CUDA_ERROR_STREAM_CAPTURE_IMPLICIT,
+          "operation would make the legacy stream depend on a capturing blocking stream"),
+    ERROR(CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD,
+          "attempt to terminate a thread-local capture sequence from another thread"),
     ERROR(CUDA_ERROR_CAPTURED_EVENT, "operation not permitted on an event last recorded in a "
                                      "capturing stream"),
     ERROR(CUDA_ERROR_UNKNOWN, "unknown error"),
@@ -84,9 +89,7 @@ static bool alive(CUcontext handle) {
   return false;
 }
 
-static CUcontext current() {
-  return context_stack().empty() ? nullptr : reinterpret_cast<CUcontext>(context_stack().back());
-}
+static CUcontext current() { return reinterpret_cast<CUcontext>(current_context()); }
 
 }  // namespace odin_double
 
@@ -96,8 +99,10 @@ extern "C" {
 
 CUresult cuInit(unsigned int) {
   ENTER_NEEDING(kNothing, "cuInit", "");
+  if (forked()) return CUDA_ERROR_NOT_INITIALIZED;
   const auto error = static_cast<CUresult>(state().options["init_error"]);
   state().initialised = error == CUDA_SUCCESS;
+  if (state().initialised) state().process = getpid();
   return error;
 }
 

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cuda.h>
+#include <unistd.h>
 
 #include <condition_variable>
 #include <cstdint>
@@ -35,18 +36,19 @@ struct Operation {
   Done done = std::make_shared<bool>(false);
 };
 
+struct Context {
+  int device;
+  bool primary;
+  int retained;
+};
+
 struct Memory {
   int id;
   uintptr_t begin;
   size_t size;
   bool host;  // page-locked host memory
   bool freed;
-};
-
-struct Context {
-  int device;
-  bool primary;
-  int retained;
+  const Context* context;
 };
 
 struct Node {
@@ -80,6 +82,7 @@ struct Stream {
   int id;
   bool blocking;  // waits for the legacy default stream, and the reverse
   bool foreign;   // the test's, standing for a stream of the caller's
+  const Context* context = nullptr;  // null: whichever is current
   std::deque<Operation> queue = {};
   Done last = std::make_shared<bool>(true);
   bool running = false;
@@ -92,10 +95,11 @@ struct Stream {
 struct Event {
   int id;
   bool timing;
-  Done recorded;
-  std::shared_ptr<uint64_t> time;  // how many operations had been done
-  std::shared_ptr<Graph> graph;  // if it was recorded during a capture
-  std::vector<int> captured;     // and after which nodes
+  const Context* context;
+  Done recorded = nullptr;
+  std::shared_ptr<uint64_t> time = nullptr;  // how many operations had been done
+  std::shared_ptr<Graph> graph = nullptr;    // if it was recorded during a capture
+  std::vector<int> captured = {};            // and after which nodes
 };
 
 struct Function {
@@ -105,6 +109,7 @@ struct Function {
 
 struct Module {
   int id;
+  const Context* context;  // null: a library, which is of none
   std::map<std::string, std::unique_ptr<Function>> functions;
 };
 
@@ -119,6 +124,7 @@ struct State {
       {"init_error", 0}, {"multiprocessors", 4},    {"seed", 0}};
   std::mt19937 random{0};
   bool initialised = false;
+  pid_t process = 0;  // which has initialised it
   CUresult dead = CUDA_SUCCESS;  // an error of executed work stays, as in CUDA
   uint64_t operations_done = 0;
   std::vector<std::string> log;
@@ -139,12 +145,15 @@ struct State {
   std::map<int, Context> primary;
   std::map<std::string, std::vector<size_t>> declared;
   Stream legacy{0, true, false};
-  Stream per_thread{-1, true, false};
+  std::map<std::thread::id, Stream> per_thread;
   LaunchCallback on_launch = nullptr;
 };
 
 State& state();
+bool forked();
 std::vector<Context*>& context_stack();
+Context* current_context();
+bool is_current(const Context* owner, const std::string& what);
 
 void record_error(const std::string& text);
 int refuse(const char* name);
@@ -196,5 +205,6 @@ CUresult wait_for(Stream& stream, const Done& target, Lock& lock);
 CUresult wait_for_all(bool blocking_only, Lock& lock);
 bool run_one_at_random(Lock& lock);
 bool capture_forbids(const char* who, bool whole_context = false);
+bool capture_depends_on_legacy();
 
 }  // namespace odin_double

@@ -25,6 +25,9 @@ static void mark_ancestors(const Graph& graph, const std::vector<int>& nodes, st
 
 static CUresult end_capture(Stream& stream, CUgraph* out) {
   if (!stream.captures_here) return CUDA_ERROR_ILLEGAL_STATE;
+  if (stream.mode != CU_STREAM_CAPTURE_MODE_RELAXED &&
+      stream.capturer != std::this_thread::get_id())
+    return CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD;
   const std::shared_ptr<Graph> graph = stream.capture->graph;
   std::set<int> joined;
   mark_ancestors(*graph, stream.capture->last, &joined);
@@ -127,6 +130,8 @@ CUresult cuStreamIsCapturing(CUstream handle, CUstreamCaptureStatus* status) {
   ENTER("cuStreamIsCapturing", "stream=", stream_name(handle));
   const Stream* stream = find_stream(handle);
   if (stream == nullptr) return CUDA_ERROR_INVALID_HANDLE;
+  if (stream == &state().legacy && capture_depends_on_legacy())
+    return CUDA_ERROR_STREAM_CAPTURE_IMPLICIT;
   *status = stream->capture == nullptr         ? CU_STREAM_CAPTURE_STATUS_NONE
             : stream->capture->graph->invalid ? CU_STREAM_CAPTURE_STATUS_INVALIDATED
                                                : CU_STREAM_CAPTURE_STATUS_ACTIVE;

@@ -35,7 +35,7 @@ static uintptr_t allocate(size_t size, bool host) {
   std::memset(block + kRedZone, kNew, size);
   std::memset(block + kRedZone + size, kRed, kRedZone);
   const auto begin = reinterpret_cast<uintptr_t>(block) + kRedZone;
-  state().memory[begin] = Memory{state().next_id++, begin, size, host, false};
+  state().memory[begin] = Memory{state().next_id++, begin, size, host, false, current_context()};
   return begin;
 }
 
@@ -57,6 +57,7 @@ void check_red_zones(const std::string& after) {
 }
 
 static CUresult release(const char* who, uintptr_t address, bool host) {
+  if (capture_forbids(who)) return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
   const auto found = state().memory.find(address);
   if (found == state().memory.end() || found->second.host != host) {
     record_error(text(who, ": not the start of an allocation"));
@@ -67,6 +68,7 @@ static CUresult release(const char* who, uintptr_t address, bool host) {
     record_error(text(who, ": double free of ", place(address)));
     return CUDA_ERROR_INVALID_VALUE;
   }
+  if (!is_current(memory.context, place(address))) return CUDA_ERROR_INVALID_VALUE;
   if (!intact(memory)) record_error(text(who, ": written outside ", place(address)));
   memory.freed = true;
   std::memset(reinterpret_cast<void*>(address), kFreed, memory.size);
@@ -113,6 +115,12 @@ struct Copy {
     return CUDA_SUCCESS;
   }
 
+  // Of these CUDA decides by itself when they wait for the host.
+  bool pageable() const {
+    return (to_side == Side::kHost && containing(to) == nullptr) ||
+           (from_side == Side::kHost && containing(from) == nullptr);
+  }
+
   std::string shown() const { return text("to=", place(to), " from=", place(from), " bytes=", size); }
 };
 
@@ -120,6 +128,7 @@ static CUresult copy_later(const char* who, const Copy& copy, CUstream handle) {
   Stream* stream = find_stream(handle);
   if (stream == nullptr) return CUDA_ERROR_INVALID_HANDLE;
   if (const CUresult wrong = copy.check(who); wrong != CUDA_SUCCESS) return wrong;
+  if (copy.pageable()) record_error(text(who, ": from or to pageable memory"));
   Operation work;
   work.what = text("copy ", copy.shown());
   work.run = [copy, who](Lock&) { return copy.run(who); };

@@ -16,10 +16,10 @@ static bool is_image(const void* image) {
   return std::strstr(static_cast<const char*>(image), ".version") != nullptr;  // PTX is text
 }
 
-static CUresult load(const void* image, Module** out) {
+static CUresult load(const void* image, const Context* context, Module** out) {
   if (capture_forbids("loading a module")) return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
   if (!is_image(image)) return CUDA_ERROR_INVALID_IMAGE;
-  auto* module = new Module{state().next_id++, {}};
+  auto* module = new Module{state().next_id++, context, {}};
   for (const auto& [name, sizes] : state().declared)
     module->functions[name] = std::make_unique<Function>(Function{name, sizes});
   state().modules.insert(module);
@@ -44,7 +44,7 @@ static CUresult find(Module* module, const char* name, Function** out) {
 static bool exists(const Function* function) {
   for (const Module* module : state().modules)
     for (const auto& [name, one] : module->functions)
-      if (one.get() == function) return true;
+      if (one.get() == function) return is_current(module->context, "kernel " + name);
   record_error("use of a kernel whose module is not loaded");
   return false;
 }
@@ -165,17 +165,19 @@ extern "C" {
 
 CUresult cuModuleLoadData(CUmodule* module, const void* image) {
   ENTER("cuModuleLoadData", "");
-  return load(image, reinterpret_cast<Module**>(module));
+  return load(image, current_context(), reinterpret_cast<Module**>(module));
 }
 
 CUresult cuModuleLoadDataEx(CUmodule* module, const void* image, unsigned int count,
                             CUjit_option* options, void** values) {
+  for (unsigned i = 0; i < count; i++)  // what nobody has written to is no text
+    if (options[i] == CU_JIT_ERROR_LOG_BUFFER) std::memcpy(values[i], "\x84", 2);
   ENTER("cuModuleLoadDataEx", "");
   for (unsigned i = 0; i < count; i++) {  // the sizes of the logs, which stay empty
     if (options[i] == CU_JIT_INFO_LOG_BUFFER_SIZE_BYTES) values[i] = nullptr;
     if (options[i] == CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES) values[i] = nullptr;
   }
-  return load(image, reinterpret_cast<Module**>(module));
+  return load(image, current_context(), reinterpret_cast<Module**>(module));
 }
 
 CUresult cuModuleUnload(CUmodule module) {
@@ -191,7 +193,7 @@ CUresult cuModuleGetFunction(CUfunction* function, CUmodule module, const char* 
 CUresult cuLibraryLoadData(CUlibrary* library, const void* code, CUjit_option*, void**, unsigned,
                            CUlibraryOption*, void**, unsigned) {
   ENTER_NEEDING(kInit, "cuLibraryLoadData", "");
-  return load(code, reinterpret_cast<Module**>(library));
+  return load(code, nullptr, reinterpret_cast<Module**>(library));
 }
 
 CUresult cuLibraryUnload(CUlibrary library) {

@@ -15,6 +15,24 @@ std::vector<Context*>& context_stack() {
   return stack;
 }
 
+// A fork does not take CUDA along.
+bool forked() { return state().process != 0 && state().process != getpid(); }
+
+Context* current_context() {
+  return context_stack().empty() ? nullptr : context_stack().back();
+}
+
+// Whether what belongs to a context is used in it; CUDA leaves open what happens elsewhere.
+bool is_current(const Context* owner, const std::string& what) {
+  if (owner == nullptr || owner == current_context()) return true;
+  record_error("use of " + what + " in another context than its own");
+  return false;
+}
+
+static bool is_released(const Context* context) {
+  return context->primary && context->retained == 0;
+}
+
 void record_error(const std::string& text) {
   state().errors.push_back(text);
   state().log.push_back("error " + text);
@@ -37,13 +55,16 @@ void Call::begin(const char* name, Needs needs, const std::string& arguments) {
   if (const auto found = failures.find(number); found != failures.end()) {
     s.log.push_back(text("injected ", name, " number=", number));
     result_ = found->second;
-  } else if (needs != kNothing && !s.initialised) {
+  } else if (needs != kNothing && (!s.initialised || forked())) {
     result_ = CUDA_ERROR_NOT_INITIALIZED;
   } else if (s.dead != CUDA_SUCCESS) {
     result_ = s.dead;
   } else if (needs == kContext && context_stack().empty()) {
     record_error(std::string(name) + ": no context is current");
     result_ = CUDA_ERROR_INVALID_CONTEXT;
+  } else if (needs == kContext && is_released(current_context())) {
+    record_error(std::string(name) + ": the current context has been released");
+    result_ = CUDA_ERROR_CONTEXT_IS_DESTROYED;
   }
   if (s.options["seed"] != 0 && result_ == CUDA_SUCCESS) {
     while (choose(2) != 0 && run_one_at_random(lock_)) {

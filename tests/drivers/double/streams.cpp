@@ -11,9 +11,12 @@ namespace odin_double {
 Stream* find_stream(CUstream handle) {
   State& s = state();
   if (handle == nullptr || handle == CU_STREAM_LEGACY) return &s.legacy;
-  if (handle == CU_STREAM_PER_THREAD) return &s.per_thread;
+  if (handle == CU_STREAM_PER_THREAD)
+    return &s.per_thread.try_emplace(std::this_thread::get_id(), Stream{-1, true, false})
+                .first->second;
   auto* stream = reinterpret_cast<Stream*>(handle);
-  if (s.streams.count(stream) != 0) return stream;
+  if (s.streams.count(stream) != 0)
+    return is_current(stream->context, "a stream") ? stream : nullptr;
   record_error("use of a stream that does not exist");
   return nullptr;
 }
@@ -29,7 +32,7 @@ std::vector<Stream*> all_streams() {
   std::vector<Stream*> all(state().busy.begin(), state().busy.end());
   std::sort(all.begin(), all.end(), [](Stream* a, Stream* b) { return a->id < b->id; });
   all.push_back(&state().legacy);
-  all.push_back(&state().per_thread);
+  for (auto& [thread, stream] : state().per_thread) all.push_back(&stream);
   return all;
 }
 
@@ -125,9 +128,22 @@ static CUresult add_node(Stream& stream, Operation operation) {
   return CUDA_SUCCESS;
 }
 
+// The legacy stream waits for all blocking ones, which work that is only recorded cannot be.
+bool capture_depends_on_legacy() {
+  bool found = false;
+  for (Stream* stream : all_streams()) {
+    if (!stream->blocking || stream->capture == nullptr) continue;
+    stream->capture->graph->invalid = true;
+    record_error("use of the legacy stream while a blocking stream is being captured");
+    found = true;
+  }
+  return found;
+}
+
 CUresult enqueue(Stream& stream, Operation operation) {
   if (stream.capture != nullptr) return add_node(stream, std::move(operation));
   if (&stream == &state().legacy) {
+    if (capture_depends_on_legacy()) return CUDA_ERROR_STREAM_CAPTURE_IMPLICIT;
     for (Stream* other : all_streams())
       if (other->blocking && other != &stream) operation.after.push_back(other->last);
   } else if (stream.blocking) {
@@ -139,7 +155,8 @@ CUresult enqueue(Stream& stream, Operation operation) {
 }
 
 static CUresult create_stream(CUstream* out, unsigned flags) {
-  auto* stream = new Stream{state().next_id++, (flags & CU_STREAM_NON_BLOCKING) == 0, false};
+  const bool blocking = (flags & CU_STREAM_NON_BLOCKING) == 0;
+  auto* stream = new Stream{state().next_id++, blocking, false, current_context()};
   state().streams.insert(stream);
   state().busy.insert(stream);
   *out = reinterpret_cast<CUstream>(stream);
@@ -155,7 +172,8 @@ static CUresult refuse_capturing(const Stream& stream, const char* who) {
 
 static Event* find_event(CUevent handle) {
   auto* event = reinterpret_cast<Event*>(handle);
-  if (state().events.count(event) != 0) return event;
+  if (state().events.count(event) != 0)
+    return is_current(event->context, "an event") ? event : nullptr;
   record_error("use of an event that does not exist");
   return nullptr;
 }
@@ -286,7 +304,8 @@ CUresult cuStreamWaitEvent(CUstream handle, CUevent awaited, unsigned int) {
 
 CUresult cuEventCreate(CUevent* out, unsigned int flags) {
   ENTER("cuEventCreate", "flags=", flags);
-  auto* event = new Event{state().next_id++, (flags & CU_EVENT_DISABLE_TIMING) == 0, {}, {}, {}, {}};
+  const bool timing = (flags & CU_EVENT_DISABLE_TIMING) == 0;
+  auto* event = new Event{state().next_id++, timing, current_context()};
   state().events.insert(event);
   *out = reinterpret_cast<CUevent>(event);
   return CUDA_SUCCESS;

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import inspect
 import json
 import os
@@ -16,7 +15,8 @@ from typing import Any
 import pytest
 
 from drivers.double_library import Double, build_double
-from native.conftest import build_once, host_build  # noqa: F401 - fixtures
+from drivers.pycuda_build import is_installed, pycuda_path
+from native.fixtures import made_once
 from odin_runtime.driver import DRIVERS
 from odin_runtime.driver_reasons import missing_package
 
@@ -53,54 +53,69 @@ class Seen:
 @pytest.fixture(scope="session")
 def double_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with the double, built once for parallel test processes."""
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if base.name.startswith("popen-") else base
-    folder = shared / "odin-driver-double"
-    with (shared / "odin-driver-double.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / "done").exists():
-            folder.mkdir(exist_ok=True)
-            build_double(folder)
-            (folder / "done").touch()
-    return folder
+    return made_once(tmp_path_factory, "odin-driver-double", build_double)
 
 
-@dataclass(frozen=True)
 class Server:
-    """The process that runs scenarios, and the file with what it and they print."""
+    """Processes that run scenarios: one, and one more where pycuda is built for the tests alone.
 
-    process: subprocess.Popen[str]
-    printed: Path
+    Attributes:
+        printed: the file with what they and the scenarios print.
+    """
+
+    def __init__(self, double: Path, printed: Path) -> None:
+        self.printed = printed
+        self._double = double
+        self._processes: dict[str, subprocess.Popen[str]] = {}
 
     def ask(self, request: dict[str, Any]) -> str:
         """Send a request; return how the scenario's process ended, "0" if well."""
-        assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        return self.process.stdout.readline().strip()
+        process = self._process(extra_path(request["driver"]))
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write(json.dumps(request) + "\n")
+        process.stdin.flush()
+        return process.stdout.readline().strip()
+
+    def _process(self, extra: str) -> subprocess.Popen[str]:
+        if extra not in self._processes:
+            with self.printed.open("a") as errors:
+                self._processes[extra] = subprocess.Popen(
+                    [sys.executable, str(Path(__file__).with_name("server.py"))],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=errors,
+                    text=True,
+                    env=in_double(self._double, extra),
+                )
+        return self._processes[extra]
+
+    def close(self) -> None:
+        """End the processes."""
+        for process in self._processes.values():
+            process.communicate(timeout=60)
+
+
+def extra_path(driver: str) -> str:
+    """What a driver needs on the path beside what this process has; empty for nothing."""
+    return str(pycuda_path()) if driver == "pycuda" and not is_installed() else ""
+
+
+def in_double(double: Path, extra: str = "") -> dict[str, str]:
+    """The environment of a process whose driver library is the double in this folder."""
+    libraries = [str(double), os.environ.get("LD_LIBRARY_PATH", "")]
+    return {
+        **os.environ,
+        "LD_LIBRARY_PATH": os.pathsep.join(filter(None, libraries)),
+        "PYTHONPATH": os.pathsep.join(filter(None, [extra, *sys.path])),
+    }
 
 
 @pytest.fixture(scope="session")
 def server(double_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The process that runs scenarios."""
-    libraries = [str(double_folder), os.environ.get("LD_LIBRARY_PATH", "")]
-    environment = {
-        **os.environ,
-        "LD_LIBRARY_PATH": os.pathsep.join(filter(None, libraries)),
-        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-    }
-    printed = tmp_path_factory.mktemp("server") / "printed"
-    with printed.open("w") as errors:
-        process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("server.py"))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-            env=environment,
-        )
-    yield Server(process, printed)
-    process.communicate(timeout=60)
+    """What runs scenarios."""
+    opened = Server(double_folder, tmp_path_factory.mktemp("server") / "printed")
+    yield opened
+    opened.close()
 
 
 @pytest.fixture
@@ -141,11 +156,12 @@ def driver_name(request: pytest.FixtureRequest) -> str:
 
 
 def skip_without(name: str) -> None:
-    """Skip the test if a driver's package is not installed.
+    """Skip the test if a driver's package is not installed; pycuda is built where it can be.
 
-    Not `why_not`: without the double there is no driver here. pycuda cannot even be imported then,
-    so whether it is there is all that is asked.
+    It is not imported: this process has no driver library, without which pycuda cannot be.
     """
+    if extra_path(name):
+        return
     reason = missing_package(name, try_import=False)
     if reason is not None:
         pytest.skip(f"{reason.cause}; {reason.remedy}")
