@@ -94,20 +94,30 @@ def refused(outcome: Outcome, *parts: str) -> None:
         assert part in outcome.err
 
 
-def test_a_model_and_its_plans(run: Command, tiny_forward: onnx.ModelProto) -> None:
+@pytest.mark.parametrize(
+    ("precision", "first"),
+    [("fp32", "8.0"), ("fp16", "7.5"), ("bf16", "8.0")],  # Turing has no products but float16's
+)
+def test_a_model_and_its_plans(
+    run: Command, tiny_forward: onnx.ModelProto, precision: str, first: str
+) -> None:
     """The builder at work, from the command line to the bundle."""
     pytest.importorskip("tensorrt_rtx", reason="install the extra rtx")
     onnx.save(tiny_forward, "net.onnx")
-    arguments = "--preset unit --engine rtx --maxShapes=images:16x3x32x32 --computeCapabilities 8.9"
+    arguments = f"--preset unit --engine rtx --maxShapes=images:16x3x32x32 --precision {precision}"
     outcome = run("net.onnx", *arguments.split())
     assert outcome.status == 0, outcome.err
     bundle = read_bundle(Path("net"))
+    assert bundle.spec.graph_precision == precision
     assert sorted(record.file for record in bundle.plans) == PLANS
     for record in bundle.plans:
         assert record.graph_sha256 == bundle.files[record.graph]
+        assert record.compute_capabilities[0] == first
         assert bundle.file(record.file).stat().st_size > 10_000
         line = next(line for line in outcome.out.splitlines() if record.file in line)
-        assert re.search(r"TensorRT for RTX [\d.]+, compute capability 8\.9, fp32", line)
+        target = ", ".join(record.compute_capabilities)
+        assert f", compute capability {target}, {precision}, " in line
+        assert re.search(r"TensorRT for RTX [\d.]+, ", line)
         assert line.endswith("batches 1 to 16 of 3x32x32: built")
 
 
@@ -238,6 +248,22 @@ def test_plans_need_neither_torch_nor_onnx(bundle: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=paths())
     assert (done.returncode, done.stderr) == (0, "")
     assert "odin.rtx.plan" in done.stdout
+
+
+def test_two_at_once(bundle: Path) -> None:
+    """The bundle is whole whoever comes last, and nothing else is left."""
+    pytest.importorskip("tensorrt_rtx", reason="install the extra rtx")
+    code = "import sys; from odin_export.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "./tiny", "--engine", "rtx", "--plans", "fused"]
+    both = [
+        subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=paths()) for _ in range(2)
+    ]
+    errors = [process.communicate(timeout=120)[1] for process in both]
+    assert 0 in [process.returncode for process in both], errors
+    for process, error in zip(both, errors, strict=True):
+        assert len(error.splitlines()) == (process.returncode != 0), error
+    assert [record.file for record in read_bundle(bundle).plans] == ["odin.rtx.plan"]
+    assert list(Path.cwd().iterdir()) == [bundle.absolute()]
 
 
 def paths() -> dict[str, str]:

@@ -14,6 +14,7 @@ from odin_engines.plan_records import ENGINE_TITLES, Limits, Shape, shape_text
 
 if TYPE_CHECKING:
     import tensorrt
+    import tensorrt_rtx
 
 # What TensorRT calls them, and numpy; numpy itself has no bfloat16.
 _DTYPES = {
@@ -41,6 +42,7 @@ def deserialized(trt: ModuleType, file: Path, content: bytes, engine: str) -> Pl
         OdinError: TensorRT refuses it, with what it logged.
     """
     title = ENGINE_TITLES[engine]
+    remedy = f"odin-export {file.parent} --engine {engine}"
     messages = Messages()
     try:
         runtime: tensorrt.Runtime = trt.Runtime(make_logger(trt, messages))
@@ -50,10 +52,9 @@ def deserialized(trt: ModuleType, file: Path, content: bytes, engine: str) -> Pl
     if opened is None:
         raise OdinError(
             f"{title} {trt.__version__} cannot open {file}: {messages.reason()}; build it again on "
-            f"this machine with 'odin-export {file.parent} --engine {engine}'"
+            f"this machine with '{remedy}'"
         )
-    remedy = f"odin-export {file.parent} --engine {engine}"
-    return Plan(trt, file, runtime, opened, messages, remedy)
+    return Plan(trt, file, opened, messages, remedy)
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,9 @@ class Plan:
     Not safe for several threads, nor for several streams at once: give each its own context, from
     `another`, which shares the weights.
 
+    Its memory on the GPU is freed with the last reference to it, which has to be dropped while its
+    CUDA context is current.
+
     Attributes:
         file: where it was read from.
         inputs, outputs: by name.
@@ -89,18 +93,20 @@ class Plan:
         self,
         trt: ModuleType,
         file: Path,
-        runtime: tensorrt.Runtime,
         engine: tensorrt.ICudaEngine,
         messages: Messages,
         remedy: str,
+        fixed_shapes: bool = False,
     ) -> None:
         self.file = file
-        self._trt, self._runtime, self._engine = trt, runtime, engine
+        self._trt, self._engine = trt, engine  # the engine keeps its runtime and logger alive
         self._messages, self._remedy = messages, remedy
+        self._shapes: dict[str, Shape] = {}  # that the context was given
         self.inputs = {t.name: t for t in _tensors(trt, engine, trt.TensorIOMode.INPUT)}
         self.outputs = {t.name: t for t in _tensors(trt, engine, trt.TensorIOMode.OUTPUT)}
         self.context_bytes = int(engine.device_memory_size_v2)
-        context: tensorrt.IExecutionContext = engine.create_execution_context()
+        messages.clear()
+        context: tensorrt.IExecutionContext | None = _context(trt, engine, fixed_shapes)
         if context is None:
             raise OdinError(
                 f"no memory on the GPU to run {file}, which takes {self.context_bytes / 1e6:.0f} MB"
@@ -110,12 +116,14 @@ class Plan:
         self._context = context
 
     def another(self) -> Plan:
-        """The same plan with a context of its own, to be run at the same time.
+        """The same plan with a context of its own, to be run at the same time or captured.
+
+        It is for few shapes: TensorRT for RTX compiles its kernels for each before the first run.
 
         Raises:
             OdinError: the GPU has no memory for it.
         """
-        return Plan(self._trt, self.file, self._runtime, self._engine, self._messages, self._remedy)
+        return Plan(self._trt, self.file, self._engine, self._messages, self._remedy, True)
 
     def output_shapes(self, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
         """Return the shapes of the outputs for inputs of these shapes.
@@ -163,14 +171,27 @@ class Plan:
             raise OdinError(f"{self.file} takes shapes of {', '.join(varying)}; look at {odd}")
         for name, shape in shapes.items():
             self._check_limits(varying[name], tuple(shape))
+        wanted = {name: tuple(shape) for name, shape in shapes.items()}
+        if wanted == self._shapes:
+            return
+        self._shapes = {}  # until all are set
         self._messages.clear()
-        for name, shape in shapes.items():
-            if not self._context.set_input_shape(name, tuple(shape)):
+        for name, shape in wanted.items():
+            if not self._context.set_input_shape(name, shape):
                 raise OdinError(
                     f"{self.file}: shape {shape_text(shape)} of {name} is refused: "
                     f"{self._messages.reason()}"
                 )
-        unknown = self._context.infer_shapes()
+        self._infer_shapes()
+        self._shapes = wanted
+
+    def _infer_shapes(self) -> None:
+        try:
+            unknown = self._context.infer_shapes()
+        except RuntimeError as error:  # the one call that raises
+            raise OdinError(
+                f"{self.file}: no shapes follow from those of its inputs: {self._messages.reason()}"
+            ) from error
         if unknown:
             raise OdinError(f"{self.file}: no shape is known of {', '.join(unknown)}")
 
@@ -192,6 +213,24 @@ class Plan:
             f"{self.file} takes {tensor.name} of {shape_text(limits.minimum)} to "
             f"{shape_text(limits.maximum)}, not {shape_text(shape)}; {remedy}"
         )
+
+
+def _context(
+    trt: ModuleType, engine: tensorrt.ICudaEngine, fixed_shapes: bool
+) -> tensorrt.IExecutionContext | None:
+    """Make an execution context; None where there is no memory for it.
+
+    TensorRT for RTX compiles kernels for a shape while others, for any shape, are in use. That is
+    right where shapes change all the time; but a CUDA graph would keep the others for ever, and a
+    result could change in its last bits when they are exchanged.
+    """
+    if not fixed_shapes or not hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):
+        return engine.create_execution_context()
+    own: tensorrt_rtx.ICudaEngine = engine
+    config: tensorrt_rtx.IRuntimeConfig = own.create_runtime_config()
+    strategy = trt.DynamicShapesKernelSpecializationStrategy
+    config.dynamic_shapes_kernel_specialization_strategy = strategy.EAGER
+    return own.create_execution_context(config)
 
 
 def _tensors(

@@ -26,14 +26,16 @@ from odin_engines.plan_records import (
     LEVELS,
     PlanRecord,
 )
-from odin_engines.plans import build_plan
+from odin_engines.plans import TimingCache, build_plan
 from odin_engines.spec import Spec
-from odin_engines.tensorrt_engine import building_problem, load
+from odin_engines.tensorrt_engine import building_problem, load, rtx_capabilities
 
 PlanProgress = Callable[[str, str, float], object]
 
-# Turing's matrix products are in float16 alone, and that which gives the logits is in float32.
-_NOT_BY_DEFAULT = "7.5"
+# Turing, for which TensorRT for RTX has no matrix product in float32, and nothing in bfloat16 ...
+_TURING = "7.5"
+# ... and scores with a matrix product that is in float32 in every bundle.
+_FLOAT32_PRODUCTS = frozenset({"cam-max", "cam-std"})
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,8 @@ class PlanOptions:
         tf32: whether float32 products may be rounded to TensorFloat-32.
         optimization_level: 0 to 5, higher builds longer; None for the builder's default.
         hardware_compatibility: for trt: "none" (this GPU), "ampere+" or "same-cc".
-        compute_capabilities: for rtx: such as ("8.6", "8.9"); () for all but Turing's 7.5, which
-            takes no network whose logits are a matrix product in float32.
+        compute_capabilities: for rtx: such as ("8.6", "8.9"); () for all, of which Turing's 7.5 in
+            fp16 alone: it has no matrix product in float32, nor bfloat16.
         timing_cache: for trt: the file in which measurements are kept from build to build.
         cache_folder: for trt, where timing_cache is None: a folder for such files, one for each
             version and GPU; None for none.
@@ -99,7 +101,7 @@ def wanted_plans(spec: Spec, options: PlanOptions) -> tuple[PlanRecord, ...]:
         )
     trt = load(options.engine)
     limits = image_limits(spec, options.shapes)
-    device, capabilities = _target(trt, options)
+    device, capabilities = _target(trt, spec, options)
     return tuple(
         PlanRecord(
             file=plan_file(graph, options.engine),
@@ -157,7 +159,7 @@ def make_plans(
             graphs[record.graph],
             record,
             graph_outputs(record.graph, spec),
-            _cache_file(options, record),
+            _timing_cache(options, record),
             partial(progress, record.file),
         )
     others = tuple(record for record in kept if record not in wanted)
@@ -224,34 +226,36 @@ def check_options(options: PlanOptions) -> None:
     problem = building_problem(options.engine)
     if problem is not None:
         raise OdinError(f"--engine {options.engine}: {problem}")
-    _target(load(options.engine), options)
-
-
-def _target(trt: ModuleType, options: PlanOptions) -> tuple[str, tuple[str, ...]]:
-    """The GPU's name where the plan is for it alone, and the compute capabilities."""
     if options.engine == "rtx":
-        return "", _rtx_targets(trt, options.compute_capabilities)
-    device = ask_driver().devices[0]
-    one_only = options.hardware_compatibility == COMPATIBILITIES[0]
-    return device.name if one_only else "", (device.capability_text,)
+        _check_capabilities(load("rtx"), options.compute_capabilities)
 
 
-def _rtx_targets(trt: ModuleType, asked: tuple[str, ...]) -> tuple[str, ...]:
-    names = [name for name in trt.ComputeCapability.__members__ if name.startswith("SM")]
-    known = sorted((f"{name[2:-1]}.{name[-1]}" for name in names), key=_as_numbers)
+def _check_capabilities(trt: ModuleType, asked: tuple[str, ...]) -> None:
+    known = rtx_capabilities(trt)
     for text in asked:
         if text not in known:
             raise OdinError(
                 f"--computeCapabilities {text}: {ENGINE_TITLES['rtx']} {trt.__version__} builds "
                 f"for {', '.join(known)}; for other GPUs there is --engine trt"
             )
-    if asked:
-        return tuple(text for text in known if text in asked)
-    return tuple(text for text in known if text != _NOT_BY_DEFAULT)
 
 
-def _as_numbers(capability: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in capability.split("."))
+def _target(trt: ModuleType, spec: Spec, options: PlanOptions) -> tuple[str, tuple[str, ...]]:
+    """The GPU's name where the plan is for it alone, and the compute capabilities."""
+    if options.engine == "rtx":
+        return "", _rtx_targets(trt, spec, options.compute_capabilities)
+    device = ask_driver().devices[0]
+    one_only = options.hardware_compatibility == COMPATIBILITIES[0]
+    return device.name if one_only else "", (device.capability_text,)
+
+
+def _rtx_targets(trt: ModuleType, spec: Spec, asked: tuple[str, ...]) -> tuple[str, ...]:
+    turing = spec.graph_precision == "fp16" and not _FLOAT32_PRODUCTS & set(spec.scores)
+    return tuple(
+        text
+        for text in rtx_capabilities(trt)
+        if (text in asked if asked else turing or text != _TURING)
+    )
 
 
 def _kept(
@@ -274,10 +278,13 @@ def _content(existing: Bundle | None, record: PlanRecord) -> bytes:
     return existing.file(record.file).read_bytes()
 
 
-def _cache_file(options: PlanOptions, record: PlanRecord) -> Path | None:
-    if options.timing_cache is not None or options.cache_folder is None or options.engine == "rtx":
-        return options.timing_cache
+def _timing_cache(options: PlanOptions, record: PlanRecord) -> TimingCache | None:
+    if options.timing_cache is not None:
+        return TimingCache(options.timing_cache)
+    if options.cache_folder is None or options.engine == "rtx":
+        return None
     # Of the GPU itself, whatever others may take the plan.
     device = ask_driver().devices[0]
     plain = "".join(c if c.isalnum() else "-" for c in device.name)
-    return options.cache_folder / f"timing-{record.version}-{plain}.cache"
+    name = f"timing-{record.version}-{plain}.cache"
+    return TimingCache(options.cache_folder / name, asked=False)

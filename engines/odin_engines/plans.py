@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -28,12 +29,26 @@ Progress = Callable[[str, float], object]
 _POLL_SECONDS = 0.1
 
 
+@dataclass(frozen=True)
+class TimingCache:
+    """What was measured while building earlier plans, to read and to add to.
+
+    Attributes:
+        file: written whole or not at all.
+        asked: whether the user named the file. One that we chose is only there to save time: where
+            it is of no use, building starts without, and it is written anew.
+    """
+
+    file: Path
+    asked: bool = True
+
+
 def build_plan(
     trt: ModuleType,
     graph: bytes,
     record: PlanRecord,
     outputs: Collection[str],
-    timing_cache: Path | None = None,
+    timing: TimingCache | None = None,
     progress: Progress = lambda phase, share: None,
 ) -> bytes:
     """Build the plan that `record` describes.
@@ -43,8 +58,7 @@ def build_plan(
         graph: an ONNX model, serialized, weights included.
         record: tells profile, targets and flags.
         outputs: names of the outputs that the plan has to have.
-        timing_cache: what was measured while building earlier plans, to read and to add to;
-            `tensorrt` only. It is written whole or not at all.
+        timing: for `tensorrt` only.
         progress: called some ten times a second.
 
     Returns:
@@ -52,12 +66,27 @@ def build_plan(
 
     Raises:
         OdinError: the parser or the builder refuses, with the node's name, the reason and the
-            remedy; or the timing cache cannot be used.
+            remedy; or the timing cache that the user named cannot be used.
         KeyboardInterrupt: Ctrl-C was pressed; the build was cancelled first.
     """
+    phases = Phases()
+    # Parsing too: TensorRT swallows a Ctrl-C that comes while it logs in the main thread.
+    return _in_background(
+        lambda: _build(trt, graph, record, outputs, timing, phases), phases, progress
+    )
+
+
+def _build(
+    trt: ModuleType,
+    graph: bytes,
+    record: PlanRecord,
+    outputs: Collection[str],
+    timing: TimingCache | None,
+    phases: Phases,
+) -> bytes:
     messages = Messages()
     logger = make_logger(trt, messages)
-    builder: tensorrt.Builder = _builder(trt, logger, record)
+    builder: tensorrt.Builder = make_builder(trt, logger, record.engine)
     network, obstacle = parse(trt, builder, logger, graph)
     if obstacle is not None:
         raise OdinError(
@@ -66,18 +95,30 @@ def build_plan(
         )
     _check_outputs(network, outputs, record.graph)
     config: tensorrt.IBuilderConfig = _config(trt, builder, network, record, messages)
-    cache = _open_cache(config, timing_cache)
-    phases = Phases()
+    cache = None if timing is None else _open_cache(config, timing)
     config.progress_monitor = _monitor(trt, phases)
     messages.clear()
-    plan = _in_background(
-        lambda: builder.build_serialized_network(network, config), phases, progress
-    )
+    plan: Any = builder.build_serialized_network(network, config)
     if plan is None:
         raise OdinError(_refusal(messages, record))
-    if cache is not None and timing_cache is not None:
-        _save_cache(cache, timing_cache)
-    return bytes(memoryview(plan))
+    if cache is not None and timing is not None:
+        _save_cache(cache, timing)
+    return bytes(plan)
+
+
+def make_builder(trt: ModuleType, logger: tensorrt.ILogger, engine: str) -> tensorrt.Builder:
+    """Start the builder of an engine.
+
+    Raises:
+        OdinError: it does not start; TensorRT's own needs a GPU.
+    """
+    try:
+        return trt.Builder(logger)
+    except (TypeError, RuntimeError) as error:  # how the bindings tell of a null pointer
+        raise OdinError(
+            f"{ENGINE_TITLES[engine]} {trt.__version__} cannot start its builder here; look at "
+            "nvidia-smi: its driver has to be as new as the CUDA that it was made for"
+        ) from error
 
 
 def parse(
@@ -103,16 +144,6 @@ def _parser_error(parser: tensorrt.OnnxParser) -> str:
     if not error.node_operator():  # it is not about a node
         return because(why)
     return f"node {error.node_name()!r} ({error.node_operator()}): {because(why)}"
-
-
-def _builder(trt: ModuleType, logger: tensorrt.ILogger, record: PlanRecord) -> tensorrt.Builder:
-    try:
-        return trt.Builder(logger)
-    except (TypeError, RuntimeError) as error:  # how the bindings tell of a null pointer
-        raise OdinError(
-            f"{ENGINE_TITLES[record.engine]} {record.version} cannot start its builder here; look "
-            "at nvidia-smi: its driver has to be as new as the CUDA that it was made for"
-        ) from error
 
 
 def _check_outputs(
@@ -205,7 +236,7 @@ def _refusal(messages: Messages, record: PlanRecord) -> str:
     reason = messages.reason()
     text = f"{ENGINE_TITLES[record.engine]} cannot build a plan of {record.graph}: {reason}"
     if "sm75" in reason.lower():
-        return f"{text}; leave 7.5 out of --computeCapabilities"
+        return f"{text}; leave 7.5 out of --computeCapabilities, or take --engine trt on such a GPU"
     if "memory" in reason.lower():
         return f"{text}; give a smaller --maxShapes"
     return f"{text}; try another --precision or --builderOptimizationLevel, and report it"
@@ -214,33 +245,39 @@ def _refusal(messages: Messages, record: PlanRecord) -> str:
 # Timing cache
 
 
-def _open_cache(config: tensorrt.IBuilderConfig, file: Path | None) -> tensorrt.ITimingCache | None:
-    if file is None:
-        return None
+def _open_cache(
+    config: tensorrt.IBuilderConfig, timing: TimingCache
+) -> tensorrt.ITimingCache | None:
+    file = timing.file
     try:
+        file.parent.mkdir(parents=True, exist_ok=True)  # now, not after building for an hour
         content = file.read_bytes() if file.exists() else b""
     except OSError as error:
-        raise OdinError(f"cannot read timing cache {file}: {error.strerror}") from error
-    cache: tensorrt.ITimingCache = config.create_timing_cache(content)
-    if cache is None or not config.set_timing_cache(cache, False):
-        raise OdinError(
-            f"{file} is no timing cache of this version of TensorRT and this GPU; delete it, or "
-            "give another --timingCacheFile"
-        )
-    return cache
+        if timing.asked:
+            raise OdinError(
+                f"cannot use timing cache {file}: {error.strerror}; give another --timingCacheFile"
+            ) from error
+        content = b""
+    for measured in (content, b""):
+        cache: tensorrt.ITimingCache | None = config.create_timing_cache(measured)
+        if cache is not None and config.set_timing_cache(cache, False):
+            return cache
+        if timing.asked:
+            raise OdinError(
+                f"{file} is no timing cache of this version of TensorRT and this GPU; delete it, "
+                "or give another --timingCacheFile"
+            )
+    return None
 
 
-def _save_cache(cache: tensorrt.ITimingCache, file: Path) -> None:
+def _save_cache(cache: tensorrt.ITimingCache, timing: TimingCache) -> None:
     content: Any = cache.serialize()  # it has the buffer protocol, of which its type says nothing
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OdinError(
-            f"cannot make {file.parent} for the timing cache: {error.strerror}; give a writable "
-            "--timingCacheFile"
-        ) from error
-    with replacing(file) as temporary:
-        temporary.write_bytes(memoryview(content))
+        with replacing(timing.file) as temporary:
+            temporary.write_bytes(content)
+    except OdinError:
+        if timing.asked:
+            raise
 
 
 # Progress and cancelling
@@ -310,17 +347,23 @@ def _monitor(trt: ModuleType, phases: Phases) -> tensorrt.IProgressMonitor:
 
 def _in_background(work: Callable[[], Any], phases: Phases, progress: Progress) -> Any:
     """Run `work` in a thread of its own, so that Ctrl-C is heard while the builder is at work."""
-    interrupted = False
+    ready = threading.Event()
+
+    def begin() -> Any:
+        ready.wait()
+        return None if phases.cancelled else work()
+
     with ThreadPoolExecutor(1, "plan builder") as pool:
-        future = pool.submit(work)
-        while not future.done():
-            try:
+        try:
+            future = pool.submit(begin)
+            ready.set()  # only now: a pool does not wait for a thread whose start was interrupted
+            while not future.done():
                 wait([future], timeout=_POLL_SECONDS)
-                name, share = phases.state()
-                progress("stopping" if interrupted else name, share)
-            except KeyboardInterrupt:
-                # The builder asks after each step whether to go on; killing it would end Python.
-                phases.cancelled = interrupted = True
-    if interrupted:
-        raise KeyboardInterrupt
+                progress(*phases.state())
+        except KeyboardInterrupt:
+            progress("stopping", phases.state()[1])
+            raise
+        finally:  # whatever came: the builder asks after each step whether to go on
+            phases.cancelled = True
+            ready.set()
     return future.result()

@@ -9,26 +9,18 @@ from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
 
 from odin_engines.bundle import Bundle
-from odin_engines.cuda_probe import Device, Driver, ask_driver
+from odin_engines.cuda_probe import OLDEST_DRIVERS, Device, Driver, ask_driver, version_text
 from odin_engines.engine import Session
 from odin_engines.errors import OdinError
 from odin_engines.plan import Plan, deserialized
 from odin_engines.plan_messages import Messages, make_logger
 from odin_engines.plan_records import ENGINE_MODULES, ENGINE_TITLES, PlanRecord
-from odin_engines.plans import parse
+from odin_engines.plans import make_builder, parse
 from odin_engines.spec import Precision
 
-if TYPE_CHECKING:
-    import tensorrt
-
 _EXTRAS = {"trt": "gpu", "rtx": "rtx"}
-# The oldest drivers of a major version of CUDA.
-_DRIVERS = {12: "525", 13: "580"}
-# What TensorRT for RTX builds for; the data centres' 9.0 and 10.0 are TensorRT's alone.
-_RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 
 
 # Whether it is here
@@ -40,7 +32,7 @@ def unavailable(precision: Precision, engine: str = "trt") -> str | None:
     Which precisions there are is a matter of the plan, so `precision` changes nothing.
     """
     problem = _problem(engine, ask_driver())
-    return problem and f"{problem}; on a CPU, openvino and ort run the same graph"
+    return problem and f"{problem}; on a CPU: openvino, ort"
 
 
 def building_problem(engine: str) -> str | None:
@@ -48,7 +40,7 @@ def building_problem(engine: str) -> str | None:
     if engine == "rtx":
         if _installed(engine):
             return None
-        return f"Python package tensorrt_rtx is not installed: {_install(engine)}"
+        return f"{ENGINE_MODULES[engine]} is not installed: {_install(engine)}"
     problem = _problem(engine, ask_driver())
     if problem is None:
         return None
@@ -63,40 +55,59 @@ def load(engine: str) -> ModuleType:
     """
     module = ENGINE_MODULES[engine]
     if not _installed(engine):
-        raise OdinError(f"Python package {module} is not installed: {_install(engine)}")
+        raise OdinError(f"{module} is not installed: {_install(engine)}")
     try:
         return import_module(module)
     except (ImportError, OSError) as error:
         raise OdinError(
-            f"Python package {module} does not load ({error}); its libraries come from NVIDIA's "
-            f"package index: {_install(engine)}"
+            f"{module} does not load ({error}); its libraries come from NVIDIA's package index: "
+            f"{_install(engine)}"
         ) from error
 
 
-def _problem(engine: str, driver: Driver) -> str | None:
+def _problem(engine: str, driver: Driver, device: int = 0) -> str | None:
     reasons, needs = [], []
     if not _installed(engine):
-        reasons.append(f"Python package {ENGINE_MODULES[engine]} is not installed")
+        reasons.append(f"{ENGINE_MODULES[engine]} is not installed")
         needs.append(_install(engine))
-    where = "on a machine with an NVIDIA GPU" if needs else "it takes a machine with an NVIDIA GPU"
+    where = "on a machine with a GPU" if needs else "it takes a machine with a GPU"
     cuda = _cuda_version(engine)
     if driver.problem:
         reasons.append(driver.problem)
-        needs.append(f"{where} and driver {_DRIVERS[cuda]} or newer")
+        needs.append(f"{where} and driver {OLDEST_DRIVERS[cuda]} or newer")
     elif driver.version < 1000 * cuda:
-        here = f"{driver.version // 1000}.{driver.version % 1000 // 10}"
+        here = version_text(driver.version)
         reasons.append(f"the NVIDIA driver is for CUDA up to {here}, where {cuda} is wanted")
-        needs.append(f"update the driver to {_DRIVERS[cuda]} or newer")
-    elif engine == "rtx" and driver.devices[0].capability_text not in _RTX_CAPABILITIES:
-        reasons.append(f"{ENGINE_TITLES['rtx']} has no kernels for {_device_text(driver)}")
-        needs.append("use --engine trt, which has")
-    if not reasons:
-        return None
-    return f"{' and '.join(reasons)}: {' '.join(needs)}"
+        needs.append(f"update the driver to {OLDEST_DRIVERS[cuda]} or newer")
+    if reasons:
+        return f"{' and '.join(reasons)}: {' '.join(needs)}"
+    return _library_problem(engine, driver.devices[device])
 
 
-def _device_text(driver: Driver) -> str:
-    device: Device = driver.devices[0]
+def _library_problem(engine: str, device: Device) -> str | None:
+    """What only the package itself can tell, where it is installed and there is a driver."""
+    try:
+        trt = load(engine)
+    except OdinError as error:
+        return str(error)
+    if engine == "rtx" and device.capability_text not in rtx_capabilities(trt):
+        return (
+            f"{ENGINE_TITLES['rtx']} {trt.__version__} has no kernels for {_device_text(device)}: "
+            "use --engine trt, which has"
+        )
+    return None
+
+
+def rtx_capabilities(trt: ModuleType) -> tuple[str, ...]:
+    """The compute capabilities that TensorRT for RTX builds for, such as "8.6", in order.
+
+    There are none of data centres beyond Ampere: 9.0 and 10.0 are TensorRT's alone.
+    """
+    names = [name for name in trt.ComputeCapability.__members__ if name.startswith("SM")]
+    return tuple(f"{name[2:-1]}.{name[-1]}" for name in sorted(names, key=lambda n: int(n[2:])))
+
+
+def _device_text(device: Device) -> str:
     return f"{device.name} (compute capability {device.capability_text})"
 
 
@@ -112,13 +123,13 @@ def _install(engine: str) -> str:
 
 def _cuda_version(engine: str) -> int:
     """The major version of CUDA that the installed package was made for, else the newest."""
-    for cuda in _DRIVERS:
+    for cuda in OLDEST_DRIVERS:
         try:
             metadata.version(f"{ENGINE_MODULES[engine]}_cu{cuda}_bindings")
         except metadata.PackageNotFoundError:
             continue
         return cuda
-    return max(_DRIVERS)
+    return max(OLDEST_DRIVERS)
 
 
 # Opening
@@ -136,13 +147,14 @@ def open_graph(graph: Path, precision: Precision, threads: int | None) -> Sessio
     )
 
 
-def plan_problem(bundle: Bundle, engine: str, graph: str) -> str | None:
+def plan_problem(bundle: Bundle, engine: str, graph: str, device: int = 0) -> str | None:
     """Why a bundle's plan of one of its graphs cannot be run here, and the remedy; None if it can.
 
     Args:
         bundle: whose files were verified.
         engine: "trt" or "rtx".
         graph: "odin.onnx", "gradient.onnx" or "forward.onnx".
+        device: number of the GPU.
     """
     rebuild = f"build it with 'odin-export {bundle.path} --engine {engine}'"
     record = bundle.plan(engine, graph)
@@ -152,18 +164,18 @@ def plan_problem(bundle: Bundle, engine: str, graph: str) -> str | None:
     if record.graph_sha256 != bundle.files[graph]:
         return f"{file} was built from another {graph} than the bundle holds; {rebuild}"
     driver = ask_driver()
-    problem = _problem(engine, driver)
+    problem = _problem(engine, driver, device)
     if problem is not None:
         return f"{file} cannot run here: {problem}"
     here = str(load(engine).__version__)
     title = ENGINE_TITLES[engine]
     if record.version != here:
         return f"{file} was built by {title} {record.version}, and here is {here}; {rebuild}"
-    if not _fits(record, driver.devices[0]):
+    if not _fits(record, driver.devices[device]):
         built_for = ", ".join(record.compute_capabilities)
         return (
             f"{file} was built for {record.device or 'GPUs'} of compute capability {built_for}, "
-            f"and here is {_device_text(driver)}; {rebuild}"
+            f"and here is {_device_text(driver.devices[device])}; {rebuild}"
         )
     return None
 
@@ -176,16 +188,17 @@ def _fits(record: PlanRecord, device: Device) -> bool:
     return device.capability_text in record.compute_capabilities
 
 
-def open_plan(bundle: Bundle, engine: str, graph: str) -> Plan:
+def open_plan(bundle: Bundle, engine: str, graph: str, device: int = 0) -> Plan:
     """Open a bundle's plan of one of its graphs, on the current CUDA device.
 
     Args:
         bundle, engine, graph: as `plan_problem`.
+        device: number of the current device.
 
     Raises:
         OdinError: it cannot be run here; says why, and what to do.
     """
-    problem = plan_problem(bundle, engine, graph)
+    problem = plan_problem(bundle, engine, graph, device)
     if problem is not None:
         raise OdinError(problem)
     record = bundle.plan(engine, graph)
@@ -210,5 +223,4 @@ def parser_obstacle(graph: bytes) -> str | None:
     """
     trt = load("rtx")
     logger = make_logger(trt, Messages())
-    builder: tensorrt.Builder = trt.Builder(logger)
-    return parse(trt, builder, logger, graph)[1]
+    return parse(trt, make_builder(trt, logger, "rtx"), logger, graph)[1]

@@ -6,7 +6,6 @@ Needs neither torch nor onnx: a bundle gets its plans on the machine that will r
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from odin_engines.bundle import (
     write_bundle,
 )
 from odin_engines.errors import OdinError
+from odin_engines.files import user_cache
 from odin_engines.plan_profiles import AskedShapes, parse_shapes
 from odin_engines.plan_records import (
     COMPATIBILITIES,
@@ -80,8 +80,8 @@ def add_plan_options(group: argparse._ArgumentGroup) -> None:
         "--computeCapabilities",
         type=_capabilities,
         metavar="8.6,8.9,...",
-        help="rtx: the GPUs to build for (default: all that it knows but 7.5, which takes no "
-        "matrix product in float32)",
+        help="rtx: the GPUs to build for (default: all that it knows, of which 7.5 with "
+        "--precision fp16 alone)",
     )
     group.add_argument(
         "--hardwareCompatibility",
@@ -108,6 +108,7 @@ def plan_options(parsed: argparse.Namespace) -> PlanOptions | None:
             if getattr(parsed, name) is not None:
                 raise OdinError(f"--{name} is for plans; add --engine trt or --engine rtx")
         return None
+    cache = user_cache()
     options = PlanOptions(
         engine=parsed.engine,
         forms=FORMS if parsed.plans in (None, _BOTH) else (parsed.plans,),
@@ -117,7 +118,7 @@ def plan_options(parsed: argparse.Namespace) -> PlanOptions | None:
         hardware_compatibility=parsed.hardwareCompatibility or COMPATIBILITIES[0],
         compute_capabilities=parsed.computeCapabilities or (),
         timing_cache=parsed.timingCacheFile,
-        cache_folder=_cache_folder(),
+        cache_folder=cache and cache / "plans",
     )
     plan_sets.check_options(options)
     return options
@@ -225,18 +226,6 @@ def _bundle_at(path: Path) -> Bundle | None:
         return read_bundle(path) if is_bundle(path) else None
     except OdinError:  # it will be replaced
         return None
-
-
-def _cache_folder() -> Path | None:
-    """The user's cache; None for a user without a home."""
-    # The XDG specification has relative paths ignored.
-    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if not base.is_absolute():
-        try:
-            base = Path.home() / ".cache"
-        except RuntimeError:
-            return None
-    return base / "odin-ood" / "plans"
 
 
 class _Bar:

@@ -21,6 +21,14 @@ class DataType(enum.Enum):
     FLOAT, HALF, BF16, INT64, UINT8 = range(5)
 
 
+class ComputeCapability(enum.Enum):
+    NONE, CURRENT, SM75, SM80, SM86, SM89, SM120, SM121 = range(8)
+
+
+class DynamicShapesKernelSpecializationStrategy(enum.Enum):
+    LAZY, EAGER, NONE = range(3)
+
+
 class ILogger:
     ERROR, INTERNAL_ERROR, WARNING, INFO = "error", "internal error", "warning", "info"
 
@@ -40,8 +48,16 @@ TENSORS: dict[str, Any] = {
 }
 
 
-def make(refuse: str = "", log: str = "Error Code 3: API Usage Error (this is why)") -> Any:
-    """Return the module; `module.calls` holds what contexts were told, in order."""
+def make(
+    refuse: str = "",
+    log: str = "Error Code 3: API Usage Error (this is why)",
+    rtx: bool = False,
+) -> Any:
+    """Return the module, or that of TensorRT for RTX.
+
+    Its `calls` holds what contexts were told, in order, and `configs` what they were made with.
+    """
+    configs: list[Any] = []
     calls: list[tuple[Any, ...]] = []
 
     class Context:
@@ -67,7 +83,9 @@ def make(refuse: str = "", log: str = "Error Code 3: API Usage Error (this is wh
             return self._answer("execute_async_v3", stream_handle)
 
         def infer_shapes(self) -> list[str]:
-            return ["temperature"] if refuse == "infer_shapes" else []
+            if not self._answer("infer_shapes"):
+                raise RuntimeError("Shape inference failed")
+            return ["temperature"] if refuse == "all shapes" else []
 
         def get_tensor_shape(self, name: str) -> tuple[int, ...]:
             batch, _, height, width = self.shapes["images"]
@@ -80,7 +98,12 @@ def make(refuse: str = "", log: str = "Error Code 3: API Usage Error (this is wh
         def __init__(self, logger: Any) -> None:
             self.logger, self.contexts = logger, 0
 
-        def create_execution_context(self) -> Context | None:
+        def create_runtime_config(self) -> Any:
+            assert rtx
+            return SimpleNamespace()
+
+        def create_execution_context(self, runtime_config: Any = None) -> Context | None:
+            configs.append(runtime_config)
             self.contexts += 1
             if refuse == f"context {self.contexts}":
                 self.logger.log(ILogger.ERROR, "Error Code 2: OutOfMemory (Requested size was 5)")
@@ -115,6 +138,10 @@ def make(refuse: str = "", log: str = "Error Code 3: API Usage Error (this is wh
                 return None
             return Engine(self.logger)
 
+    rtx_alone: dict[str, Any] = {
+        "ComputeCapability": ComputeCapability,
+        "DynamicShapesKernelSpecializationStrategy": DynamicShapesKernelSpecializationStrategy,
+    }
     return SimpleNamespace(
         __version__=__version__,
         ILogger=ILogger,
@@ -122,4 +149,6 @@ def make(refuse: str = "", log: str = "Error Code 3: API Usage Error (this is wh
         DataType=DataType,
         Runtime=Runtime,
         calls=calls,
+        configs=configs,
+        **(rtx_alone if rtx else {}),
     )

@@ -43,7 +43,32 @@ def test_a_run() -> None:
     addresses = {call[2]: call[3] for call in trt.calls if call[1] == "set_tensor_address"}
     assert addresses == ADDRESSES
     assert trt.calls[-1] == (1, "execute_async_v3", 0x77)
-    assert len(trt.calls) == 1 + len(ADDRESSES) + 1
+    assert len(trt.calls) == 2 + len(ADDRESSES) + 1
+
+
+def test_a_shape_is_set_once() -> None:
+    """What is captured as a CUDA graph is then the run alone."""
+    trt = tensorrt_double.make()
+    plan = opened(trt)
+    for shapes in (SHAPES, SHAPES, {"images": (1, 3, 32, 32)}, SHAPES):
+        plan.enqueue(ADDRESSES, shapes, 1)
+    plan.output_shapes(SHAPES)
+    told = [call[1:] for call in trt.calls if call[1] in ("set_input_shape", "execute_async_v3")]
+    run = ("execute_async_v3", 1)
+    large, small = (
+        ("set_input_shape", "images", (n, 3, *s)) for n, s in ((5, (32, 36)), (1, (32, 32)))
+    )
+    assert told == [large, run, run, small, run, large, run]
+
+
+def test_a_shape_that_was_refused_is_set_again() -> None:
+    for refuse in ("set_input_shape", "infer_shapes"):
+        trt = tensorrt_double.make(refuse)
+        plan = opened(trt)
+        for _ in range(2):
+            with pytest.raises(OdinError, match="this is why"):
+                plan.enqueue(ADDRESSES, SHAPES, 1)
+        assert [call[1] for call in trt.calls].count(refuse) == 2
 
 
 def test_shapes_of_the_outputs() -> None:
@@ -66,6 +91,19 @@ def test_contexts_do_not_share() -> None:
     ]
 
 
+def test_another_context_of_rtx_compiles_before_it_runs() -> None:
+    """Or a CUDA graph would keep the kernels that are for any shape."""
+    trt = tensorrt_double.make(rtx=True)
+    opened(trt).another()
+    first, second = trt.configs
+    assert first is None
+    strategy = tensorrt_double.DynamicShapesKernelSpecializationStrategy.EAGER
+    assert second.dynamic_shapes_kernel_specialization_strategy is strategy
+    trt = tensorrt_double.make()
+    opened(trt).another()
+    assert trt.configs == [None, None]
+
+
 @pytest.mark.parametrize(
     ("refuse", "parts"),
     [
@@ -79,7 +117,8 @@ def test_contexts_do_not_share() -> None:
             ("no memory on the GPU", "123 MB", "Requested size was 5", "--maxShapes"),
         ),
         ("set_input_shape", ("shape 5x3x32x36 of images is refused: this is why",)),
-        ("infer_shapes", ("no shape is known of temperature",)),
+        ("infer_shapes", ("no shapes follow from those of its inputs: this is why",)),
+        ("all shapes", ("no shape is known of temperature",)),
         ("set_tensor_address", ("of images is refused: this is why", "0x100")),
         ("execute_async_v3", ("odin.trt.plan does not run: this is why",)),
     ],

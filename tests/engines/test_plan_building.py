@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -20,10 +22,11 @@ from odin_engines.plan import deserialized
 from odin_engines.plan_messages import Messages, because, make_logger
 from odin_engines.plan_records import Limits, PlanRecord
 from odin_engines.plan_sets import PlanOptions, check_options, wanted_plans
-from odin_engines.plans import Phases, build_plan, parse
+from odin_engines.plans import Phases, TimingCache, build_plan, parse
 from odin_engines.spec import Spec
 
 SpecMaker = Callable[..., Spec]
+NEWER = ("8.0", "8.6", "8.9", "12.0", "12.1")
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +130,22 @@ def test_targets_are_in_order(trt: ModuleType, tiny_spec: SpecMaker) -> None:
     assert wanted_plans(tiny_spec(), options)[0].compute_capabilities == ("8.6", "12.0")
 
 
+@pytest.mark.parametrize(
+    ("fields", "turing"),
+    [
+        ({}, False),
+        ({"precision": "bf16", "graph_precision": "bf16"}, False),
+        ({"precision": "fp16", "graph_precision": "fp16"}, True),
+        ({"precision": "fp16", "graph_precision": "fp16", "scores": ("energy", "gen")}, True),
+        ({"precision": "fp16", "graph_precision": "fp16", "scores": ("cam-std",)}, False),
+    ],
+)
+def test_all_targets(trt: ModuleType, tiny_spec: SpecMaker, fields: Any, turing: bool) -> None:
+    """That each builds what is said here, and refuses what is not, test_plans.py shows."""
+    record = wanted_plans(tiny_spec(**fields), PlanOptions("rtx"))[0]
+    assert record.compute_capabilities == (*(("7.5",) if turing else ()), *NEWER)
+
+
 def test_a_precision_that_is_not_in_the_graphs(trt: ModuleType, tiny_spec: SpecMaker) -> None:
     spec = tiny_spec(precision="bf16", graph_precision="fp32")
     with pytest.raises(OdinError, match=r"graphs are in fp32.*--precision bf16 --engine rtx"):
@@ -172,7 +191,7 @@ def test_what_the_builder_refuses(trt: ModuleType, record: PlanRecord, graph: by
         build_plan(trt, graph, record, ["logits"])
     message = str(caught.value)
     assert "cannot build a plan of forward.onnx: Cannot compile operation" in message
-    assert "FP32 GEMM is not supported; leave 7.5 out of --computeCapabilities" in message
+    assert "FP32 GEMM is not supported; leave 7.5 out of --computeCapabilities, or" in message
     assert "/_src/" not in message
 
 
@@ -278,61 +297,121 @@ def test_ctrl_c_cancels(
 
     with pytest.raises(KeyboardInterrupt):
         build_plan(trt, graph, record, ["logits"], progress=press)
-    assert set(told[1:]) == {"stopping"}
+    assert told[1:] == ["stopping"]
     assert "Build canceled by user" in kept.reason()  # the builder itself was stopped
     assert build_plan(trt, graph, record, ["logits"])  # and can be used again
 
 
-def test_an_error_of_the_progress_is_not_lost(
-    trt: ModuleType, record: PlanRecord, graph: bytes
+def test_ctrl_c_while_the_graph_is_parsed(
+    trt: ModuleType,
+    record: PlanRecord,
+    graph: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
+    """The parser logs from the thread that it is in, and would swallow what is raised there."""
+    logged: list[str] = []
+    heard = threading.Event()
+
+    def press_once(trt: ModuleType, messages: Messages) -> Any:
+        class Logger(trt.ILogger):  # type: ignore[name-defined]
+            def __init__(self) -> None:
+                trt.ILogger.__init__(self)
+
+            def log(self, severity: object, msg: str) -> None:
+                logged.append(msg)
+                if len(logged) == 2:
+                    os.kill(os.getpid(), signal.SIGINT)
+                    assert heard.wait(10)
+
+        return Logger()
+
+    monkeypatch.setattr(plans, "make_logger", press_once)
+    with pytest.raises(KeyboardInterrupt):
+        build_plan(
+            trt,
+            graph,
+            record,
+            ["logits"],
+            progress=lambda name, _: name == "stopping" and heard.set(),
+        )
+    assert any("Build canceled by user" in text for text in logged)
+    assert "Exception caught" not in capfd.readouterr().err
+
+
+def test_an_error_of_the_progress_ends_the_build(
+    trt: ModuleType, record: PlanRecord, graph: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = Messages()
+    monkeypatch.setattr(plans, "Messages", lambda: kept)
+    monkeypatch.setattr(plans, "_POLL_SECONDS", 0.01)
+
     def fail(name: str, share: float) -> None:
         raise ValueError("no terminal")
 
     with pytest.raises(ValueError, match="no terminal"):
         build_plan(trt, graph, record, ["logits"], progress=fail)
+    assert "Build canceled by user" in kept.reason()
 
 
 # Timing cache: TensorRT's alone, so on a test double
 
 
 class CacheDouble:
-    """Of the builder's configuration, as far as its timing cache goes."""
+    """Of the builder's configuration, as far as its timing cache goes; b"odd" is no cache."""
 
-    def __init__(self, takes: bool = True) -> None:
-        self.takes, self.given = takes, b""
+    def __init__(self) -> None:
+        self.given: list[bytes] = []
 
     def create_timing_cache(self, content: bytes) -> Any:
-        self.given = content
+        self.given.append(content)
         return SimpleNamespace(serialize=lambda: content + b" and more")
 
     def set_timing_cache(self, cache: Any, ignore_mismatch: bool) -> bool:
         assert not ignore_mismatch
-        return self.takes
+        return not cache.serialize().startswith(b"odd")
+
+
+def opened(timing: TimingCache) -> tuple[Any, list[bytes]]:
+    """What a build gets of it, and what its configuration was given."""
+    config: Any = CacheDouble()
+    return plans._open_cache(config, timing), config.given
 
 
 def test_timing_cache(tmp_path: Path) -> None:
-    file = tmp_path / "deep" / "er" / "timing.cache"
+    timing = TimingCache(tmp_path / "deep" / "er" / "timing.cache")
     for before, after in ((b"", b" and more"), (b" and more", b" and more and more")):
-        config: Any = CacheDouble()
-        cache = plans._open_cache(config, file)
-        assert config.given == before
-        assert cache is not None
-        plans._save_cache(cache, file)
-        assert file.read_bytes() == after
-        assert list(file.parent.iterdir()) == [file]
-    assert plans._open_cache(config, None) is None
+        cache, given = opened(timing)
+        assert given == [before]
+        plans._save_cache(cache, timing)
+        assert timing.file.read_bytes() == after
+        assert list(timing.file.parent.iterdir()) == [timing.file]
 
 
 def test_timing_caches_that_are_refused(tmp_path: Path) -> None:
-    file = tmp_path / "photo.jpg"
-    file.write_bytes(b"a photo")
-    config: Any = CacheDouble(takes=False)
+    photo = tmp_path / "photo.jpg"
+    photo.write_bytes(b"odd")
     with pytest.raises(OdinError, match=r"photo\.jpg is no timing cache of this version"):
-        plans._open_cache(config, file)
-    with pytest.raises(OdinError, match="cannot read timing cache"):
-        plans._open_cache(config, tmp_path)
+        opened(TimingCache(photo))
+    for file in (tmp_path, photo / "deep" / "timing.cache"):
+        with pytest.raises(OdinError, match=r"cannot use timing cache .* another --timingCache"):
+            opened(TimingCache(file))
     cache: Any = SimpleNamespace(serialize=lambda: b"measured")
-    with pytest.raises(OdinError, match=r"cannot make .*photo\.jpg/.* give a writable --timing"):
-        plans._save_cache(cache, file / "deep" / "timing.cache")
-    assert file.read_bytes() == b"a photo"
+    with pytest.raises(OdinError, match="cannot write"):
+        plans._save_cache(cache, TimingCache(tmp_path / "gone" / "timing.cache"))
+    assert photo.read_bytes() == b"odd"
+
+
+def test_a_timing_cache_of_ours_never_stops_a_build(tmp_path: Path) -> None:
+    file = tmp_path / "timing.cache"
+    file.write_bytes(b"odd")
+    ours = TimingCache(file, asked=False)
+    cache, given = opened(ours)
+    assert given == [b"odd", b""]
+    plans._save_cache(cache, ours)
+    assert file.read_bytes() == b" and more"
+    unwritable = TimingCache(file / "deep" / "timing.cache", asked=False)
+    cache, given = opened(unwritable)
+    assert given == [b""]
+    plans._save_cache(cache, TimingCache(tmp_path / "gone" / "timing.cache", asked=False))
+    assert list(tmp_path.iterdir()) == [file]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +17,9 @@ from odin_engines import plan_sets, tensorrt_engine
 from odin_engines.bundle import FORWARD, GRADIENT, ODIN, Bundle, read_bundle, write_bundle
 from odin_engines.cuda_probe import Device, Driver
 from odin_engines.plan_profiles import AskedShapes
-from odin_engines.plan_records import PlanRecord
+from odin_engines.plan_records import Limits, PlanRecord
 from odin_engines.plan_sets import PlanOptions, make_plans, wanted_plans
+from odin_engines.plans import TimingCache
 from odin_engines.spec import Spec
 
 SpecMaker = Callable[..., Spec]
@@ -96,6 +98,43 @@ def test_what_makes_another_plan(
     made = make_plans(read(first), first.spec, options, first)
     assert built == [ODIN, GRADIENT, FORWARD]
     assert made.reused == frozenset()
+
+
+# Of each field of a plan's record, another value.
+OTHER: dict[str, Any] = {
+    "file": "other.plan",
+    "form": "split",
+    "engine": "trt",
+    "version": "1.0",
+    "device": "NVIDIA L4",
+    "compute_capabilities": ("8.6",),
+    "precision": "bf16",
+    "profile": {"images": Limits((1, 3, 32, 32), (1, 3, 32, 32), (2, 3, 32, 32))},
+    "tf32": True,
+    "optimization_level": 5,
+    "hardware_compatibility": "same-cc",
+    "graph": FORWARD,
+    "graph_sha256": "0" * 64,
+}
+
+
+def test_a_plan_that_differs_in_anything_is_built_again(
+    trt: ModuleType, tiny_bundle: Bundle, tmp_path: Path, built: list[str]
+) -> None:
+    """Whatever its bundle says of it: also what no flag changes."""
+    assert list(OTHER) == [field.name for field in dataclasses.fields(PlanRecord)]
+    graphs, options = read(tiny_bundle), PlanOptions("rtx", forms=("fused",))
+    (record,) = make_plans(graphs, tiny_bundle.spec, options).records
+    for count, (name, value) in enumerate(OTHER.items(), start=2):
+        other = dataclasses.replace(record, **{name: value})
+        contents = graphs | {other.file: b"its plan"}
+        folder = tmp_path / name
+        bundle = write_bundle(folder, tiny_bundle.spec, contents, (other,))
+        made = make_plans(graphs, bundle.spec, options, read_bundle(folder))
+        assert (name, len(built)) == (name, count)
+        assert made.records[0] == record
+        assert len(made.records) == len(made.contents)
+        assert made.contents[record.file] != b"its plan"
 
 
 def test_only_what_changed_is_built(
@@ -189,7 +228,9 @@ def test_the_timing_cache_is_of_one_version_and_gpu(
     options = PlanOptions("trt", cache_folder=tmp_path, hardware_compatibility="ampere+")
     record = wanted_plans(tiny_spec(), options)[0]
     name = "timing-11.4.0.106-NVIDIA-L4.cache"
-    assert plan_sets._cache_file(options, record) == tmp_path / name
+    ours = TimingCache(tmp_path / name, asked=False)
+    assert plan_sets._timing_cache(options, record) == ours
     own = PlanOptions("trt", cache_folder=tmp_path, timing_cache=tmp_path / "mine")
-    assert plan_sets._cache_file(own, record) == tmp_path / "mine"
-    assert plan_sets._cache_file(PlanOptions("trt"), record) is None
+    assert plan_sets._timing_cache(own, record) == TimingCache(tmp_path / "mine", asked=True)
+    assert plan_sets._timing_cache(PlanOptions("trt"), record) is None
+    assert plan_sets._timing_cache(PlanOptions("rtx", cache_folder=tmp_path), record) is None

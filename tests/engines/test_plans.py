@@ -7,21 +7,23 @@ what the builder says of the result.
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections import Counter
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 import torch
 
 from odin_engines import plans
 from odin_engines.bundle import FORWARD, GRADIENT, ODIN
+from odin_engines.errors import OdinError
 from odin_engines.plan_messages import Messages, make_logger
-from odin_engines.plan_records import FORMS
-from odin_engines.plan_sets import PlanOptions, form_graphs, make_plans
+from odin_engines.plan_sets import PlanOptions, make_plans
 from odin_engines.plans import parse
 from odin_engines.spec import Spec
 from odin_export.forward import forward_graph
@@ -41,26 +43,65 @@ def trt() -> ModuleType:
     return pytest.importorskip("tensorrt_rtx", reason=reason)
 
 
-def graphs_of(forward: onnx.ModelProto, spec: Spec) -> tuple[dict[str, bytes], Spec]:
-    """A network's graphs in the precision that `spec` names, and the spec that says so."""
-    scale = 1024.0 if spec.precision == "fp16" else 1.0
-    spec = dataclasses.replace(spec, graph_precision=spec.precision, seed_scale=scale)
-    mixed = in_mixed_precision(forward, spec.precision).forward
+def graphs_of(
+    forward: onnx.ModelProto, spec: Spec, precision: Any
+) -> tuple[dict[str, onnx.ModelProto], Spec]:
+    """A network's graphs in a precision, and the spec that says so."""
+    scale = 1024.0 if precision == "fp16" else 1.0
+    spec = dataclasses.replace(
+        spec, precision=precision, graph_precision=precision, seed_scale=scale
+    )
+    mixed = in_mixed_precision(forward, precision).forward
     made = {ODIN: odin_graph(mixed, spec), GRADIENT: gradient_graph(mixed, spec), FORWARD: mixed}
-    return {name: graph.SerializeToString() for name, graph in made.items()}, spec
+    return made, spec
+
+
+def contents_of(graphs: dict[str, onnx.ModelProto]) -> dict[str, bytes]:
+    return {name: graph.SerializeToString() for name, graph in graphs.items()}
 
 
 # The networks
 
+# Of the two networks of a kind, which differ in their number of classes alone, the targets that
+# each is built for in every run; and in --run-slow for the other's.
+EVERY_RUN = {10: "desktop", 100: "all"}
 
-@pytest.fixture(scope="module", params=NETWORKS)
-def network(request: pytest.FixtureRequest, trt: ModuleType) -> tuple[onnx.ModelProto, Spec]:
-    """The forward graph of one of the four networks, with random weights, and its spec."""
-    info = NETWORKS[request.param]
+
+@pytest.fixture(scope="module", params=["densenet", "wideresnet"])
+def forwards(request: pytest.FixtureRequest, trt: ModuleType) -> dict[str, onnx.ModelProto]:
+    """The forward graphs of both networks of a kind, with random weights."""
+    first, second = NETWORKS[f"{request.param}10"], NETWORKS[f"{request.param}100"]
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        forward = forward_graph(info.build(info.classes).eval(), info.max_size)
-    spec = Spec(
+        forward = forward_graph(first.build(first.classes).eval(), first.max_size)
+    # Tracing takes as long as all plans of a network: once.
+    return {first.name: forward, second.name: with_classes(forward, second.classes)}
+
+
+def with_classes(forward: onnx.ModelProto, classes: int) -> onnx.ModelProto:
+    """The same network with another last layer."""
+    made = onnx.ModelProto()
+    made.CopyFrom(forward)
+    (last,) = (node for node in made.graph.node if node.op_type == "Gemm")
+    (transposed,) = (each.i for each in last.attribute if each.name == "transB")
+    assert transposed
+    weights = {tensor.name: tensor for tensor in made.graph.initializer}
+    generator = np.random.default_rng(1)
+    for name in last.input[1:]:
+        sizes = (classes, *weights[name].dims[1:])
+        values = generator.standard_normal(sizes).astype(np.float32)
+        weights[name].CopyFrom(onnx.numpy_helper.from_array(values, name))
+    axes = {last.output[0]: 1, **dict.fromkeys(last.input[1:], 0)}  # where the classes are
+    for value in (*made.graph.output, *made.graph.value_info):
+        if value.name in axes:
+            value.type.tensor_type.shape.dim[axes[value.name]].dim_value = classes
+    onnx.checker.check_model(made, full_check=True)
+    return made
+
+
+def spec_of(name: str) -> Spec:
+    info = NETWORKS[name]
+    return Spec(
         model=info.name,
         architecture=info.architecture,
         checkpoint="random",
@@ -72,71 +113,46 @@ def network(request: pytest.FixtureRequest, trt: ModuleType) -> tuple[onnx.Model
         width=(MIN_SIZE, info.max_size),
         activation_bytes=100_000_000,
     )
-    return forward, spec
-
-
-def every_run(model: str) -> list[tuple[str, str, str]]:
-    """Precision, targets and form that are built in every run.
-
-    Two networks of a kind differ in their number of classes alone: what one of them is built in,
-    the other is not, so that both together have every precision in both forms.
-    """
-    targets, forms = ("desktop", "all"), FORMS
-    if model.endswith("100"):
-        targets, forms = targets[::-1], forms[::-1]
-    return [
-        (precision, targets[index % 2], forms[index % 2])
-        for index, precision in enumerate(PRECISIONS)
-    ]
 
 
 def check_builds(
-    network: tuple[onnx.ModelProto, Spec], precision: Any, target: str, form: str
+    forward: onnx.ModelProto, contents: dict[str, bytes], spec: Spec, target: str
 ) -> None:
-    forward, spec = network
-    graphs, spec = graphs_of(forward, dataclasses.replace(spec, precision=precision))
-    options = PlanOptions("rtx", forms=(form,), compute_capabilities=TARGETS[target])
-    made = make_plans(graphs, spec, options)
-    assert list(made.contents) == [FILES[graph] for graph in form_graphs(form, spec)]
+    """Both forms of a network's plans are built."""
+    options = PlanOptions("rtx", compute_capabilities=TARGETS[target])
+    made = make_plans(contents, spec, options)
+    assert list(made.contents) == list(FILES.values())
     # Every weight is in the plan, in its precision; other content is of the builder's making.
-    least = (4 if precision == "fp32" else 2) * sum(map(size, forward.graph.initializer))
+    least = (4 if spec.precision == "fp32" else 2) * sum(map(size, forward.graph.initializer))
+    newer = ("8.0", "8.6", "8.9", "12.0", "12.1")
+    every = ("7.5", *newer) if spec.precision == "fp16" else newer
     for record in made.records:
         assert len(made.contents[record.file]) > least
-        assert record.precision == precision
-        wanted = TARGETS[target] or ("8.0", "8.6", "8.9", "12.0", "12.1")
-        assert record.compute_capabilities == wanted
+        assert record.precision == spec.precision
+        assert record.compute_capabilities == (TARGETS[target] or every)
 
 
 def size(tensor: onnx.TensorProto) -> int:
-    count = 1
-    for each in tensor.dims:
-        count *= each
-    return count
+    return math.prod(tensor.dims)
 
 
-def test_a_network(trt: ModuleType, network: tuple[onnx.ModelProto, Spec]) -> None:
-    """It is traced once, which takes as long as building."""
-    for precision, target, form in every_run(network[1].model):
-        check_layers(trt, network, precision)
-        check_builds(network, precision, target, form)
-
-
-def test_every_run_has_every_precision_form_and_target() -> None:
-    for kind in ("densenet", "wideresnet"):
-        built = [*every_run(f"{kind}10"), *every_run(f"{kind}100")]
-        assert {(precision, form) for precision, _, form in built} == {
-            (precision, form) for precision in PRECISIONS for form in FORMS
-        }
-        assert {target for _, target, _ in built} == set(TARGETS)
+def test_the_networks(trt: ModuleType, forwards: dict[str, onnx.ModelProto]) -> None:
+    """Each network, in each precision, fused and split."""
+    for name, forward in forwards.items():
+        for precision in PRECISIONS:
+            graphs, spec = graphs_of(forward, spec_of(name), precision)
+            contents = contents_of(graphs)
+            check_layers(trt, forward, graphs, contents, spec)
+            check_builds(forward, contents, spec, EVERY_RUN[spec.classes])
 
 
 @pytest.mark.slow
-def test_a_network_in_all_ways(network: tuple[onnx.ModelProto, Spec]) -> None:
-    for precision in PRECISIONS:
-        for target in TARGETS:
-            for form in FORMS:
-                if (precision, target, form) not in every_run(network[1].model):
-                    check_builds(network, precision, target, form)
+def test_the_networks_for_the_other_targets(forwards: dict[str, onnx.ModelProto]) -> None:
+    for name, forward in forwards.items():
+        for precision in PRECISIONS:
+            graphs, spec = graphs_of(forward, spec_of(name), precision)
+            for target in TARGETS.keys() - {EVERY_RUN[spec.classes]}:
+                check_builds(forward, contents_of(graphs), spec, target)
 
 
 # ONNX ops and the layers that the parser makes of them, one for each node.
@@ -155,6 +171,12 @@ LAYERS = {
     "REDUCE": ("ReduceMax", "ReduceSum"),
     "UNARY": ("Neg", "Abs", "Exp"),
 }
+# Those of which the parser adds some of its own, to compute sizes and to fit types.
+LAYERS_AT_LEAST = {
+    "ELEMENTWISE": ("Add", "Sub", "Mul", "Div", "Equal", "Greater", "Less"),
+    "CAST": ("Cast",),
+    "SLICE": ("Slice", "Pad"),
+}
 OUTPUTS = {
     ODIN: {
         "score": ("FLOAT", (-1,)),
@@ -169,17 +191,23 @@ OUTPUTS = {
 PASSES = {ODIN: 3, GRADIENT: 2, FORWARD: 1}
 
 
-def check_layers(trt: ModuleType, network: tuple[onnx.ModelProto, Spec], precision: Any) -> None:
+def check_layers(
+    trt: ModuleType,
+    forward: onnx.ModelProto,
+    graphs: dict[str, onnx.ModelProto],
+    contents: dict[str, bytes],
+    spec: Spec,
+) -> None:
     """No layer and no output is lost in parsing."""
-    forward, spec = network
-    graphs, spec = graphs_of(forward, dataclasses.replace(spec, precision=precision))
     convolutions = Counter(node.op_type for node in forward.graph.node)["Conv"]
     assert convolutions > 20
     for name, graph in graphs.items():
-        layers, outputs = parsed(trt, graph)
-        ops = Counter(node.op_type for node in onnx.load_from_string(graph).graph.node)
+        layers, outputs = parsed(trt, contents[name])
+        ops = Counter(node.op_type for node in graph.graph.node)
         wanted = {layer: sum(ops[op] for op in names) for layer, names in LAYERS.items()}
         assert {layer: layers[layer] for layer in LAYERS} == wanted
+        for layer, names in LAYERS_AT_LEAST.items():
+            assert layers[layer] >= sum(ops[op] for op in names)
         assert layers["CONVOLUTION"] + layers["DECONVOLUTION"] == PASSES[name] * convolutions
         assert outputs == {
             output: (dtype, tuple(spec.classes if each == "classes" else each for each in shape))
@@ -229,8 +257,8 @@ def test_what_the_builder_says_of_the_plans(
 ) -> None:
     said: list[str] = []
     monkeypatch.setattr(plans, "make_logger", lambda trt, messages: recorder(trt, said))
-    graphs, spec = graphs_of(tiny_forward, tiny_spec(precision=precision, **WAYS[way]))
-    made = make_plans(graphs, spec, PlanOptions("rtx"))
+    graphs, spec = graphs_of(tiny_forward, tiny_spec(**WAYS[way]), precision)
+    made = make_plans(contents_of(graphs), spec, PlanOptions("rtx"))
     expected = [ODIN, GRADIENT] if spec.method == "first-order" else [ODIN, GRADIENT, FORWARD]
     assert [record.graph for record in made.records] == expected
     layers = [text for text in said if text.startswith("Engine Layer Information")]
@@ -243,6 +271,26 @@ def test_what_the_builder_says_of_the_plans(
         assert wanted == {name: tensors[name][0] for name in wanted}
         raw = graph == ODIN and spec.input_type == "uint8"
         assert tensors["images"] == (("UInt8", "-1,32,32,3") if raw else ("Float", "-1,3,32,32"))
+
+
+@pytest.mark.parametrize(
+    ("precision", "fields"),
+    [("fp32", {}), ("bf16", {}), ("fp16", {"scores": ("cam-max",)})],
+)
+def test_what_turing_does_not_take(
+    trt: ModuleType,
+    tiny_forward: onnx.ModelProto,
+    tiny_spec: SpecMaker,
+    precision: Any,
+    fields: dict[str, Any],
+) -> None:
+    """So plans are for it by default in all other cases alone."""
+    graphs, spec = graphs_of(tiny_forward, tiny_spec(**fields), precision)
+    contents = contents_of(graphs)
+    make_plans(contents, spec, PlanOptions("rtx", forms=("fused",)))
+    for_turing = PlanOptions("rtx", forms=("fused",), compute_capabilities=("7.5", "8.6"))
+    with pytest.raises(OdinError, match=r"(?i)sm75.*leave 7\.5 out of --computeCapabilities"):
+        make_plans(contents, spec, for_turing)
 
 
 # As the builder writes them: score (Float[-1]).

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,7 +27,7 @@ A10 = Device("NVIDIA A10", (8, 6))
 H100 = Device("NVIDIA H100", (9, 0))
 T4 = Device("Tesla T4", (7, 5))
 NO_DRIVER = Driver(0, (), "no NVIDIA driver (libcuda.so.1) is found")
-NO_GPU = Driver(13000, (), "the NVIDIA driver shows no GPU")
+NO_GPU = Driver(13000, (), "the NVIDIA driver shows no GPU (look at CUDA_VISIBLE_DEVICES)")
 ENGINES = {"trt": "tensorrt", "rtx": "tensorrt_rtx"}
 
 
@@ -42,7 +43,11 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             lambda name: SimpleNamespace(origin="here") if name in modules else None,
         )
         monkeypatch.setattr(tensorrt_engine, "_cuda_version", lambda engine: cuda)
-        monkeypatch.setattr(tensorrt_engine, "import_module", lambda name: tensorrt_double.make())
+        monkeypatch.setattr(
+            tensorrt_engine,
+            "import_module",
+            lambda name: tensorrt_double.make(rtx=name == "tensorrt_rtx"),
+        )
 
     return become
 
@@ -72,9 +77,9 @@ def test_nothing_is_missing(machine: Callable[..., None], engine: str) -> None:
             NO_DRIVER,
             ("tensorrt",),
             13,
-            ("libcuda.so.1) is found: it takes a machine with an NVIDIA GPU and driver 580",),
+            ("libcuda.so.1) is found: it takes a machine with a GPU and driver 580",),
         ),
-        (NO_GPU, ("tensorrt",), 13, ("shows no GPU: it takes a machine with an NVIDIA GPU",)),
+        (NO_GPU, ("tensorrt",), 13, ("CUDA_VISIBLE_DEVICES): it takes a machine with a GPU",)),
         (
             gpu(L4, 12080),
             ("tensorrt",),
@@ -90,10 +95,10 @@ def test_what_tensorrt_misses(
     machine(driver, *modules, cuda=cuda)
     reason = engines.unavailable("trt", "fp32")
     assert reason is not None
-    for part in (*parts, "on a CPU, openvino and ort run the same graph"):
+    for part in (*parts, "; on a CPU: openvino, ort"):
         assert part in reason
     assert "\n" not in reason
-    assert len(reason) < 250
+    assert len(reason) < 180  # two lines of a terminal, with what the command puts before it
     building = building_problem("trt")
     assert building is not None
     assert "rtx builds on any CPU" in building
@@ -114,9 +119,7 @@ def test_gpus_that_rtx_is_not_for(machine: Callable[..., None], device: Device) 
 
 def test_rtx_needs_its_package_alone_to_build(machine: Callable[..., None]) -> None:
     machine(NO_DRIVER)
-    assert building_problem("rtx") == (
-        "Python package tensorrt_rtx is not installed: pip install 'odin-ood[rtx]'"
-    )
+    assert building_problem("rtx") == ("tensorrt_rtx is not installed: pip install 'odin-ood[rtx]'")
     machine(NO_DRIVER, "tensorrt_rtx")
     assert building_problem("rtx") is None
 
@@ -137,8 +140,13 @@ def test_a_package_without_its_libraries(monkeypatch: pytest.MonkeyPatch, tmp_pa
     (tmp_path / "tensorrt" / "__init__.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
     importlib.invalidate_caches()
-    with pytest.raises(OdinError, match=r"does not load \(libnvinfer\.so\.11.*NVIDIA's package"):
+    problem = r"does not load \(libnvinfer\.so\.11.*NVIDIA's package"
+    with pytest.raises(OdinError, match=problem):
         load("trt")
+    monkeypatch.setattr(tensorrt_engine, "ask_driver", lambda: gpu(L4))
+    reason = engines.unavailable("trt", "fp32")
+    assert reason is not None
+    assert re.search(problem, reason)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -235,6 +243,15 @@ def test_plans_for_another_machine(
         open_plan(bundle, "trt", "odin.onnx")
     assert part in str(caught.value)
     assert f"build it with 'odin-export {bundle.path} --engine trt'" in str(caught.value)
+
+
+def test_each_gpu_of_a_machine(
+    machine: Callable[..., None], make_bundle: Callable[..., Bundle]
+) -> None:
+    machine(Driver(13000, (A10, L4), None), "tensorrt")
+    bundle = make_bundle()
+    assert plan_problem(bundle, "trt", "odin.onnx", device=1) is None
+    assert "here is NVIDIA A10" in str(plan_problem(bundle, "trt", "odin.onnx"))
 
 
 def test_plans_that_are_not_there(

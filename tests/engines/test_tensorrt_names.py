@@ -27,8 +27,11 @@ VERSIONS = ("11.4.0.106", "10.16.1.11")
 RTX_ALONE = {
     "ComputeCapability",
     "ComputeCapability.__members__",
+    "DynamicShapesKernelSpecializationStrategy",
+    "DynamicShapesKernelSpecializationStrategy.EAGER",
     "IBuilderConfig.num_compute_capabilities",
     "IBuilderConfig.set_compute_capability",
+    "IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy",
 }
 
 

@@ -31,7 +31,7 @@ MOST = 16
 SCORES = {"fp32": 1e-5, "fp16": 2e-3, "bf16": 1e-2}
 LOGITS = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 5e-2}
 # How many signs of the gradient have to agree.
-SIGNS = {"fp32": 0.999, "fp16": 0.98, "bf16": 0.9}
+SIGNS = {"fp32": 0.999, "fp16": 0.995, "bf16": 0.99}
 
 
 @pytest.fixture(scope="module")
@@ -181,8 +181,8 @@ def test_split(
 def test_contexts_run_at_the_same_time(
     driver: Driver, engine: str, bundle: Bundle, images: Any
 ) -> None:
-    plan = opened(driver, bundle, engine, ODIN)
     with driver.current():
+        plan = opened(driver, bundle, engine, ODIN).another()
         other = plan.another()
     first, second = images(MOST), images(MOST)[::-1]
     alone = Run(driver, plan, first, driver.stream()).outputs()["score"]
@@ -197,7 +197,9 @@ def test_contexts_run_at_the_same_time(
 def test_a_run_is_repeated_to_the_bit(
     driver: Driver, engine: str, bundle: Bundle, images: Any
 ) -> None:
-    plan, stream = opened(driver, bundle, engine, ODIN), driver.stream()
+    with driver.current():  # as for CUDA graphs: whose kernels do not change after the first run
+        plan = opened(driver, bundle, engine, ODIN).another()
+    stream = driver.stream()
     first = Run(driver, plan, images(7), stream).outputs()
     for _ in range(5):
         again = Run(driver, plan, images(7), stream).outputs()
