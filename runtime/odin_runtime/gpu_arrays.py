@@ -1,4 +1,4 @@
-"""Arrays on the device that other libraries hold, and scores on the device for them.
+"""Arrays on the device that other libraries hold.
 
 `__cuda_array_interface__` version 3 (as Numba documents it: pycuda, CuPy, Numba, PyTorch) and
 DLPack (CuPy, PyTorch, JAX). Nothing is copied and no library is imported: an address is read.
@@ -6,23 +6,17 @@ DLPack (CuPy, PyTorch, JAX). Nothing is copied and no library is imported: an ad
 
 from __future__ import annotations
 
-import ctypes
 import math
-import threading
-import weakref
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from odin_engines.errors import OdinError
-from odin_runtime.driver import Driver, Memory
+from odin_runtime import gpu_dlpack
 
 LEGACY_STREAM = 1  # how both protocols name the default stream
-_DLPACK_CUDA = (2, 13)  # kDLCUDA, kDLCUDAManaged
 _DLPACK_KINDS = {(0, 32): "int32", (1, 8): "uint8", (2, 32): "float32", (2, 16): "float16"}
-_LEAST_RESULT = 4096
 
 
 @dataclass(frozen=True)
@@ -33,7 +27,7 @@ class DeviceImages:
         pointer: the address of the first.
         shape: as numpy's; dense and row-major.
         dtype: numpy's.
-        stream: whose work has to be done before they are read; None if none has.
+        stream: a CUstream whose work has to be done before they are read; None if none has.
         owner: what keeps the memory alive.
     """
 
@@ -59,7 +53,7 @@ def on_device(images: object) -> bool:
     if _interface(images) is not None:
         return True
     device = getattr(images, "__dlpack_device__", None)
-    return device is not None and int(device()[0]) in _DLPACK_CUDA
+    return device is not None and int(device()[0]) in (gpu_dlpack.CUDA, gpu_dlpack.CUDA_MANAGED)
 
 
 def device_images(images: Any, device: int, reader: int) -> DeviceImages:
@@ -68,7 +62,7 @@ def device_images(images: Any, device: int, reader: int) -> DeviceImages:
     Args:
         images: an array for which `on_device` holds.
         device: the number of the device that reads them.
-        reader: the stream that reads them; a DLPack array is told of it and orders itself.
+        reader: a CUstream that a DLPack array lets wait until it may be read.
 
     Raises:
         OdinError: they lie on another device, or not dense and row-major.
@@ -105,7 +99,7 @@ def _from_interface(images: Any, interface: dict[str, Any]) -> DeviceImages:
     shape = tuple(int(size) for size in interface["shape"])
     strides = interface.get("strides")
     if strides is not None:
-        _check_dense(shape, tuple(step // dtype.itemsize for step in strides))
+        _check_dense(shape, tuple(strides), dtype.itemsize)
     # Version 2 had no stream: its arrays come of the default stream.
     stream = interface.get("stream", LEGACY_STREAM)
     if stream == 0:
@@ -114,32 +108,13 @@ def _from_interface(images: Any, interface: dict[str, Any]) -> DeviceImages:
     return DeviceImages(pointer, shape, dtype, None if stream is None else int(stream), images)
 
 
-class _Tensor(ctypes.Structure):
-    """DLTensor of dlpack.h."""
-
-    _fields_ = (
-        ("data", ctypes.c_void_p),
-        ("device_type", ctypes.c_int32),
-        ("device_id", ctypes.c_int32),
-        ("ndim", ctypes.c_int32),
-        ("code", ctypes.c_uint8),
-        ("bits", ctypes.c_uint8),
-        ("lanes", ctypes.c_uint16),
-        ("shape", ctypes.POINTER(ctypes.c_int64)),
-        ("strides", ctypes.POINTER(ctypes.c_int64)),
-        ("byte_offset", ctypes.c_uint64),
-    )
-
-
 def _from_dlpack(images: Any, device: int, reader: int) -> DeviceImages:
     try:
         # The capsule is not consumed: it frees the tensor when we let go of it.
-        capsule = images.__dlpack__(stream=reader or LEGACY_STREAM)
+        capsule = images.__dlpack__(stream=reader)
     except (RuntimeError, BufferError, TypeError) as error:
         raise OdinError(f"images cannot be had through DLPack: {error}") from error
-    read = ctypes.pythonapi.PyCapsule_GetPointer
-    read.restype, read.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
-    tensor = _Tensor.from_address(read(capsule, b"dltensor"))
+    tensor = gpu_dlpack.tensor_of(capsule)
     if tensor.device_id != device:
         raise OdinError(
             f"images lie on device {tensor.device_id} and the scorer is on device {device}; move "
@@ -150,15 +125,14 @@ def _from_dlpack(images: Any, device: int, reader: int) -> DeviceImages:
         raise OdinError("images are of another type than uint8 and float32; convert them")
     shape = tuple(tensor.shape[: tensor.ndim])
     if tensor.strides:
-        _check_dense(shape, tuple(tensor.strides[: tensor.ndim]))
+        _check_dense(shape, tuple(tensor.strides[: tensor.ndim]), 1)
     pointer = int(tensor.data or 0) + int(tensor.byte_offset)
     # The producer has made the reader's stream wait.
-    return DeviceImages(pointer, shape, np.dtype(kind), None, (images, capsule))
+    return DeviceImages(pointer, shape, np.dtype(kind), reader, (images, capsule))
 
 
-def _check_dense(shape: tuple[int, ...], strides: tuple[int, ...]) -> None:
-    """Check strides, in elements; those of axes with one element or none say nothing."""
-    step = 1
+def _check_dense(shape: tuple[int, ...], strides: tuple[int, ...], step: int) -> None:
+    """Check strides, `step` from an element to the next; those of axes of one say nothing."""
     for size, stride in zip(reversed(shape), reversed(strides), strict=True):
         if size > 1 and stride != step and 0 not in shape:
             raise OdinError(
@@ -169,126 +143,18 @@ def _check_dense(shape: tuple[int, ...], strides: tuple[int, ...]) -> None:
 
 
 def stream_handle(stream: Any) -> int:
-    """The CUstream behind a stream of any library, or a number.
+    """The CUstream behind a stream of any library, or a number; the default stream is 1.
 
     Raises:
         OdinError: it is no stream.
     """
     if isinstance(stream, int):
-        return stream
+        return stream or LEGACY_STREAM
     protocol = getattr(stream, "__cuda_stream__", None)
     if protocol is not None:
-        return int((protocol() if callable(protocol) else protocol)[1])
+        return int((protocol() if callable(protocol) else protocol)[1]) or LEGACY_STREAM
     for name in ("cuda_stream", "ptr", "handle"):  # PyTorch, CuPy, pycuda
         handle = getattr(stream, name, None)
         if handle is not None:
-            return int(handle)
+            return int(handle) or LEGACY_STREAM
     raise OdinError(f"stream is a {type(stream).__name__}; give a CUDA stream or its handle")
-
-
-# Results
-
-
-class ResultPool:
-    """Device memory for results, used again once a result is dropped.
-
-    It is used again for results of the same stream alone, whose order makes that safe: work of
-    another stream that still reads a result has to be done before the result is dropped.
-    """
-
-    def __init__(self, driver: Driver) -> None:
-        self._driver = driver
-        self._lock = threading.Lock()
-        self._all: list[Memory] = []
-        self._free: dict[tuple[int, int], list[Memory]] = {}
-
-    def take(self, size: int, stream: int) -> ResultMemory:
-        """Return memory of at least `size` bytes for a result that a stream writes."""
-        rounded = max(_LEAST_RESULT, 1 << (size - 1).bit_length())
-        with self._lock:
-            kept = self._free.setdefault((stream, rounded), [])
-            memory = kept.pop() if kept else None
-        if memory is None:
-            memory = self._driver.allocate(rounded)
-            with self._lock:
-                self._all.append(memory)
-        return ResultMemory(memory, lambda: self._give_back(memory, stream))
-
-    def _give_back(self, memory: Memory, stream: int) -> None:
-        """Keep the memory; calls nothing of CUDA, as a garbage collection may be behind it."""
-        with self._lock:
-            self._free.setdefault((stream, memory.size), []).append(memory)
-
-    def free(self) -> None:
-        """Free all memory, also that of results that are still held."""
-        with self._lock:
-            memories, self._all, self._free = self._all, [], {}
-        for memory in memories:
-            memory.free()
-
-
-class ResultMemory:
-    """Memory of the arrays of one call; it goes back to the pool with the last of them."""
-
-    def __init__(self, memory: Memory, give_back: Callable[[], None]) -> None:
-        self._memory = memory
-        weakref.finalize(self, give_back)
-
-    @property
-    def pointer(self) -> int:
-        """The address.
-
-        Raises:
-            OdinError: the scorer has been closed.
-        """
-        return self._memory.pointer
-
-
-class DeviceArray:
-    """A result on the device, which CuPy, PyTorch, Numba and pycuda take as an array.
-
-    Attributes:
-        shape: as numpy's; dense and row-major.
-        dtype: numpy's.
-        stream: the CUstream on which it is written; what reads it has to come after.
-    """
-
-    def __init__(
-        self, memory: ResultMemory, offset: int, shape: tuple[int, ...], dtype: type, stream: int
-    ) -> None:
-        self.shape = shape
-        self.dtype = np.dtype(dtype)
-        self.stream = stream
-        self._memory = memory
-        self._offset = offset
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    @property
-    def pointer(self) -> int:
-        """The address.
-
-        Raises:
-            OdinError: the scorer has been closed.
-        """
-        return self._memory.pointer + self._offset
-
-    def __getitem__(self, index: int) -> DeviceArray:
-        """One row, without a copy."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"row {index} of {len(self)}")
-        step = math.prod(self.shape[1:]) * self.dtype.itemsize
-        offset = self._offset + index * step
-        return DeviceArray(self._memory, offset, self.shape[1:], self.dtype.type, self.stream)
-
-    @property
-    def __cuda_array_interface__(self) -> dict[str, Any]:
-        return {
-            "shape": self.shape,
-            "typestr": self.dtype.str,
-            "data": (self.pointer, False),
-            "strides": None,
-            "stream": self.stream or LEGACY_STREAM,
-            "version": 3,
-        }

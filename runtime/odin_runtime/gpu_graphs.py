@@ -14,7 +14,8 @@ from odin_runtime.driver import Driver, Graph, Stream
 from odin_runtime.gpu_buffers import Regions
 from odin_runtime.gpu_forms import Form, Job, Places
 
-# Each has execution contexts of its own, which take memory; further kinds are run directly.
+# Each has execution contexts of its own, which take memory; further kinds are run directly, as are
+# those for whose contexts there is no memory.
 MOST_KINDS = 12
 # Up to here launches take longer than the work, and padding to the next bucket costs nothing.
 _SMALL = 8
@@ -43,6 +44,7 @@ class Graphs:
         self._driver = driver
         self._form = form
         self._work = work
+        self._most_kinds = MOST_KINDS
         self._forms: dict[Job, Form] = {}
         self._graphs: dict[tuple[Job, int], Graph] = {}
 
@@ -70,11 +72,10 @@ class Graphs:
         """Queue the job, or return its graph that is now to be launched."""
         form = self._forms.get(job)
         if form is None:
-            wanted = self._wanted(job)
-            form = self._form.another() if wanted else self._form
-            form.enqueue(job, places, self._work, stream)
-            if wanted:  # only now: what has not run once cannot be captured
-                self._forms[job] = form
+            own = self._own_contexts(job)
+            (own or self._form).enqueue(job, places, self._work, stream)
+            if own is not None:  # only now: what has not run once cannot be captured
+                self._forms[job] = own
             return None
         try:
             with self._driver.capture(stream) as capture:
@@ -87,11 +88,18 @@ class Graphs:
         graph = self._graphs[job, slot] = capture.graph()
         return graph
 
-    def _wanted(self, job: Job) -> bool:
+    def _own_contexts(self, job: Job) -> Form | None:
+        """The form for a kind of job that is to become graphs; None for one that is not."""
         limits = self._form.limits
-        return len(self._forms) < MOST_KINDS and is_bucket(
-            job.count, limits.minimum[0], limits.maximum[0]
-        )
+        if len(self._forms) >= self._most_kinds:
+            return None
+        if not is_bucket(job.count, limits.minimum[0], limits.maximum[0]):
+            return None
+        try:
+            return self._form.another()
+        except OdinError:  # the GPU has no memory left for contexts, and runs the job without
+            self._most_kinds = len(self._forms)
+            return None
 
     def forget(self, work: Regions) -> None:
         """Close all graphs, as addresses change; nothing may be running."""
@@ -106,6 +114,7 @@ class Graphs:
             self._graphs = {}
         with self._driver.current():  # where TensorRT frees their memory
             self._forms = {}
+        self._most_kinds = MOST_KINDS
 
 
 class Direct:

@@ -18,11 +18,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from odin_runtime.driver import Stream
-from odin_runtime.gpu_arrays import DeviceArray, DeviceImages
+from odin_runtime.gpu_arrays import LEGACY_STREAM, DeviceImages
 from odin_runtime.gpu_buffers import ALIGNMENT, Slot, aligned
 from odin_runtime.gpu_forms import Form, Job
 from odin_runtime.gpu_resources import SLOTS, Chunk, Request, Resources
+from odin_runtime.gpu_results import DeviceArray
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Pipeline(Resources):
             self._make_room(request)
             results = _empty_results(self._form, self._job(images, 1, request), len(images))
             with self._settling():
-                self._after_idle(self._upload, self._compute)
+                self._upload.wait(self._idle)  # calls that nobody waited for use the same slot
                 queued: deque[Batch] = deque()
                 for number, chunk in enumerate(self._chunks(images, padding=True)):
                     if len(queued) == SLOTS:
@@ -145,14 +145,17 @@ class Pipeline(Resources):
         plan cannot take as they are, at an address that is no multiple of 256 or fewer than its
         smallest batch, are copied, on the device.
 
+        The work is done on a stream of ours, after what the caller's stream holds now and before
+        what comes to it later: for the caller it has its place in that stream.
+
         Args:
             images: as `score`, on the device; they must stay as they are until the work is done.
-            stream: on which to work; None takes the images' own, or one of ours.
+            stream: the caller's; None takes the images' own, or the default stream.
             temperature, magnitudes: None takes the bundle's.
 
         Returns:
             As `score`, on the device. Their memory is theirs until they are dropped: see
-            `gpu_arrays.ResultPool`.
+            `gpu_results.ResultPool`.
 
         Raises:
             OdinError: the plans do not take the images or the settings, or CUDA fails.
@@ -161,43 +164,35 @@ class Pipeline(Resources):
             self._check(images)
             request = self._request(temperature, magnitudes)
             self._make_room(request)
-            queue = self._queue_for(images.stream if stream is None else stream)
+            callers = images.stream if stream is None else stream
+            callers = LEGACY_STREAM if callers is None else callers
             with self._settling():
-                self._after_producer(images, queue)
-                self._after_idle(queue)
-                results = self._device_results(images, request, queue)
+                self._wait_for(images.stream, callers)
+                results = self._device_results(images, request, callers)
                 for chunk in self._chunks(images, padding=False):
-                    self._queue_on_device(images, chunk, request, results, queue)
-                self._idle.record(queue)
-                self._idle_on = queue
+                    self._queue_on_device(images, chunk, request, results)
+                self._idle.record(self._compute)
+                self._hold_back(callers)
         return results
 
     @property
     def reader(self) -> int:
-        """The stream on which work is done that nobody names another for."""
+        """The stream on which all is computed."""
         return self._compute.handle
 
-    def _after_producer(self, images: DeviceImages, queue: Stream) -> None:
-        """Let our work come after that which makes the images."""
-        if images.stream is None or images.stream == queue.handle:
-            return
-        slot = self._slots[0]
-        slot.computed.record(self._queue_for(images.stream))
-        queue.wait(slot.computed)
-
     def _device_results(
-        self, images: DeviceImages, request: Request, queue: Stream
+        self, images: DeviceImages, request: Request, stream: int
     ) -> dict[str, DeviceArray]:
         job = self._job(images, 1, request)
-        count, handle = len(images), queue.handle
+        count = len(images)
         names = self._form.names(job)
         shapes = dict.fromkeys(names, (count,)) | {"score": (job.magnitudes, count)}
         size = aligned(8 * count) + sum(aligned(4 * int(np.prod(s))) for s in shapes.values())
-        memory = self._pool.take(max(size, 1), handle)
-        results = {"label": DeviceArray(memory, 0, (count,), np.int64, handle)}
+        memory = self._pool.take(max(size, 1), stream)
+        results = {"label": DeviceArray(memory, 0, (count,), np.int64)}
         offset = aligned(8 * count)
         for name, shape in shapes.items():
-            results[name] = DeviceArray(memory, offset, shape, np.float32, handle)
+            results[name] = DeviceArray(memory, offset, shape, np.float32)
             offset += aligned(4 * int(np.prod(shape)))
         return results
 
@@ -207,13 +202,11 @@ class Pipeline(Resources):
         chunk: Chunk,
         request: Request,
         results: dict[str, DeviceArray],
-        queue: Stream,
     ) -> None:
-        """Queue one batch on one stream; batches follow each other in one slot."""
-        slot, job = self._slots[0], self._job(images, chunk.padded, request)
+        """Queue one batch; batches follow each other in one slot."""
+        slot, job, queue = self._slots[0], self._job(images, chunk.padded, request), self._compute
         slot.set(request.temperature, self._repeated(job, request), queue)
-        address = self._readable(images, chunk, slot, queue)
-        places = self._places(slot, address)
+        places = self._places(slot, self._readable(images, chunk, slot))
         assert self._work is not None
         self._form.enqueue(job, places, self._work, queue)
         copy, layout = self.driver.copy_on_device, self._form.layout(job)
@@ -225,31 +218,42 @@ class Pipeline(Resources):
                 source = places.output + layout.row(row + index)
                 copy(target, source, 4 * chunk.count, queue)
 
-    def _readable(self, images: DeviceImages, chunk: Chunk, slot: Slot, queue: Stream) -> int:
+    def _readable(self, images: DeviceImages, chunk: Chunk, slot: Slot) -> int:
         """The address of a batch that a plan can read."""
         size = images.image_bytes
         begin = images.pointer + chunk.start * size
         if begin % ALIGNMENT == 0 and chunk.padded == chunk.count:
             return begin
         address, copy = slot.device["input"], self.driver.copy_on_device
-        copy(address, begin, chunk.count * size, queue)
+        copy(address, begin, chunk.count * size, self._compute)
         for index in range(chunk.count, chunk.padded):
-            copy(address + index * size, begin + (chunk.count - 1) * size, size, queue)
+            copy(address + index * size, begin + (chunk.count - 1) * size, size, self._compute)
         return address
 
     def to_host(self, results: dict[str, DeviceArray]) -> dict[str, np.ndarray]:
-        """Copy results of `score_on_device` to the host and wait for them."""
+        """Copy results of one `score_on_device` to the host and wait for them.
+
+        Raises:
+            OdinError: CUDA fails, or the pipeline has been closed.
+        """
         with self._lock:
-            queue = self._queue_for(results["label"].stream)
-            copied = {}
-            for name, array in results.items():
-                size = int(np.prod(array.shape)) * array.dtype.itemsize
-                host = self.driver.pinned(size)
-                with host:
-                    self.driver.copy_to_host(host.pointer, array.pointer, size, queue)
-                    queue.synchronize()
-                    copied[name] = host.array.view(array.dtype).reshape(array.shape).copy()
-            return copied
+            self._check_open()
+            begin = min(array.pointer for array in results.values())
+            size = max(array.pointer + array.nbytes for array in results.values()) - begin
+            host = self.driver.pinned(size)
+            with host, self._settling():
+                self.driver.copy_to_host(host.pointer, begin, size, self._compute)
+                self._compute.synchronize()
+                return {
+                    name: _part(host.array, array.pointer - begin, array).copy()
+                    for name, array in results.items()
+                }
+
+
+def _part(block: np.ndarray, offset: int, array: DeviceArray) -> np.ndarray:
+    """An array of the device in a copy of its memory."""
+    part = block[offset : offset + array.nbytes]
+    return part.view(array.dtype).reshape(array.shape)
 
 
 def _empty_results(form: Form, job: Job, count: int) -> dict[str, np.ndarray]:

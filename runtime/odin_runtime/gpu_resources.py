@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
 
 from odin_engines.errors import OdinError
-from odin_engines.plan_records import shape_text
+from odin_engines.plan_records import Limits, shape_text
 from odin_engines.spec import LEAST_TEMPERATURE, MOST, Spec
-from odin_runtime.driver import Driver, Stream
-from odin_runtime.gpu_arrays import DeviceImages, ResultPool
+from odin_runtime.driver import Driver, Event, Stream
+from odin_runtime.gpu_arrays import DeviceImages
 from odin_runtime.gpu_buffers import MOST_MAGNITUDES, OutputLayout, Regions, Slot, constants
 from odin_runtime.gpu_forms import Device, Form, Job, Places
 from odin_runtime.gpu_graphs import Direct, Graphs, bucket
+from odin_runtime.gpu_results import ResultPool
 from odin_runtime.kernels import Kernels
 
 SLOTS = 2
-_MOST_FOREIGN_STREAMS = 16
 Images = np.ndarray | DeviceImages
 
 
@@ -47,6 +47,7 @@ class Resources:
 
     Attributes:
         driver: on which it was opened.
+        device: its number.
         batch_size: the most images computed at once.
     """
 
@@ -57,6 +58,7 @@ class Resources:
         spec: Spec,
         make_form: Callable[[Device], Form],
         *,
+        device: int = 0,
         graphs: bool | None = None,
         batch_size: int | None = None,
     ) -> None:
@@ -67,29 +69,27 @@ class Resources:
             image: the kernels' fat binary.
             spec: of the bundle.
             make_form: Fused or Split with its plans.
+            device: the number of the driver's device.
             graphs: whether batches that come again become CUDA graphs; None where the driver can.
-            batch_size: None takes the largest batch that the plans take.
+            batch_size: the most images at once; None takes the largest batch that the plans take.
 
         Raises:
             OdinError: CUDA refuses, there is not enough memory, or the driver has no graphs.
         """
         self.driver = driver
         self._spec = spec
+        self.device = device
         self._lock = threading.Lock()
-        self._foreign: dict[int, Stream] = {}
         self._closed = False
         with ExitStack() as stack:
             self._upload, self._compute, self._download = (self._stream(stack) for _ in range(3))
-            self._idle = driver.event()
-            stack.callback(self._idle.close)
-            self._idle_on: Stream | None = None  # where calls that were not waited for ended
-            self._pool = ResultPool(driver)
+            self._arrived, self._idle = (self._event(stack) for _ in range(2))
+            self._pool = ResultPool(driver, device, self.hold_back)
             stack.callback(self._pool.free)
             kernels = Kernels(driver, image)
             stack.callback(kernels.close)
-            self._open_form(stack, kernels, make_form)
-            limits = self._form.limits
-            self.batch_size = min(batch_size or limits.maximum[0], limits.maximum[0])
+            self._open_form(stack, kernels, make_form, batch_size)
+            self.batch_size = self._form.limits.maximum[0]
             self._slots = [self._slot(stack, index) for index in range(SLOTS)]
             self._rows = 0
             self._work: Regions | None = None
@@ -103,17 +103,31 @@ class Resources:
         stack.callback(stream.close)
         return stream
 
+    def _event(self, stack: ExitStack) -> Event:
+        event = self.driver.event()
+        stack.callback(event.close)
+        return event
+
     def _open_form(
-        self, stack: ExitStack, kernels: Kernels, make_form: Callable[[Device], Form]
+        self,
+        stack: ExitStack,
+        kernels: Kernels,
+        make_form: Callable[[Device], Form],
+        batch_size: int | None,
     ) -> None:
         zeros = MOST_MAGNITUDES
         fixed = constants(self.driver, self._spec, zeros, self._compute)
         stack.callback(fixed.free)
         self._form = make_form(Device(self.driver, kernels, fixed, self._spec))
         stack.callback(self._form.close)
+        # All memory is made for these limits.
+        self._form.limits = _at_most(self._form.limits, batch_size)
         most = self._form.limits.maximum[0]
         if most > zeros:
-            raise OdinError(f"the plans take batches of {most}; build them for {zeros} at most")
+            raise OdinError(
+                f"the plans take batches of {most}; open the bundle with batch_size={zeros}, or "
+                "build the plans for fewer images with --maxShapes"
+            )
 
     def _slot(self, stack: ExitStack, index: int) -> Slot:
         slot = Slot(self.driver, index, 4 * int(np.prod(self._form.limits.maximum)))
@@ -193,9 +207,12 @@ class Resources:
                 padded = bucket(padded, least, most)
             yield Chunk(start, count, padded)
 
-    def _check(self, images: Images) -> None:
+    def _check_open(self) -> None:
         if self._closed:
             raise OdinError("the scorer has been closed; open the bundle again")
+
+    def _check(self, images: Images) -> None:
+        self._check_open()
         raw = images.dtype == np.uint8
         if self._form.raw_only and not raw:
             raise OdinError(
@@ -221,28 +238,27 @@ class Resources:
         assert slot.output is not None
         return Places(images, slot.device["settings"], slot.output.pointer)
 
-    def _queue_for(self, handle: int | None) -> Stream:
-        """The caller's stream, or ours."""
-        if handle is None or handle == self._compute.handle:
-            return self._compute
-        if handle not in self._foreign:
-            if len(self._foreign) >= _MOST_FOREIGN_STREAMS:
-                self._settle()
-                self._close_foreign()
-            self._foreign[handle] = self.driver.foreign_stream(handle)
-        return self._foreign[handle]
+    # Streams of callers: their owners may destroy them after any call, so none is kept.
 
-    def _close_foreign(self) -> None:
-        streams, self._foreign = self._foreign, {}
-        with ExitStack() as stack:
-            for stream in streams.values():
-                stack.callback(stream.close)
+    def _wait_for(self, *handles: int | None) -> None:
+        """Let our computing come after the work of these streams."""
+        for handle in dict.fromkeys(handles):
+            if handle is not None and handle != self._compute.handle:
+                with closing(self.driver.foreign_stream(handle)) as stream:
+                    self._arrived.record(stream)
+                self._compute.wait(self._arrived)
 
-    def _after_idle(self, *queues: Stream) -> None:
-        """Let work come after calls that were not waited for: they use the same memory."""
-        for queue in queues:
-            if self._idle_on is not None and self._idle_on is not queue:
-                queue.wait(self._idle)
+    def _hold_back(self, handle: int) -> None:
+        """Let later work of a stream wait for our computing."""
+        if handle != self._compute.handle:
+            with closing(self.driver.foreign_stream(handle)) as stream:
+                stream.wait(self._idle)
+
+    def hold_back(self, handle: int) -> None:
+        """As `_hold_back`, for those who ask from outside."""
+        with self._lock:
+            self._check_open()
+            self._hold_back(handle)
 
     # Ending
 
@@ -260,18 +276,18 @@ class Resources:
 
     def _settle(self) -> None:
         with ExitStack() as stack:
-            for stream in (self._upload, self._compute, self._download, *self._foreign.values()):
+            for stream in (self._upload, self._compute, self._download):
                 stack.callback(stream.synchronize)
-        self._idle_on = None
         for slot in self._slots:
             slot.reads_settings = False
 
     def close(self) -> None:
         """Wait for the work and free everything, also results on the device; then do nothing."""
         with self._lock:
+            if self._closed:
+                return
             self._closed = True
             with self._stack as stack:  # the last one first
-                stack.callback(self._close_foreign)
                 stack.callback(self._settle)
 
     def __enter__(self) -> Self:
@@ -279,3 +295,11 @@ class Resources:
 
     def __exit__(self, *_: Any) -> None:
         self.close()
+
+
+def _at_most(limits: Limits, batch_size: int | None) -> Limits:
+    """The limits with a smaller largest batch; not below the smallest that the plans take."""
+    most = limits.maximum[0]
+    most = min(max(batch_size or most, limits.minimum[0]), most)
+    optimum = (min(limits.optimum[0], most), *limits.optimum[1:])
+    return Limits(limits.minimum, optimum, (most, *limits.maximum[1:]))

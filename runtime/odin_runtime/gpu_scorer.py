@@ -10,6 +10,7 @@ Which form is opened, where the caller leaves it:
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,7 +22,7 @@ from odin_engines.errors import OdinError
 from odin_engines.plan_sets import form_graphs
 from odin_runtime.driver import Driver, open_driver
 from odin_runtime.gpu_arrays import (
-    DeviceArray,
+    LEGACY_STREAM,
     DeviceImages,
     device_images,
     on_device,
@@ -30,6 +31,7 @@ from odin_runtime.gpu_arrays import (
 from odin_runtime.gpu_forms import Device, Form
 from odin_runtime.gpu_fused import Fused
 from odin_runtime.gpu_pipeline import Pipeline
+from odin_runtime.gpu_results import DeviceArray
 from odin_runtime.gpu_split import Split
 from odin_runtime.kernels import fat_binary
 from odin_runtime.scorer import GpuOptions
@@ -70,20 +72,22 @@ def choose_form(bundle: Bundle, engine: str, form: FormName = "auto") -> str:
 
 
 class GpuSession:
-    """A bundle's plans, opened: see Pipeline, to which it adds the driver and its end."""
+    """A bundle's plans, opened: see Pipeline, to which it adds the driver and its end.
 
-    def __init__(self, driver: Driver, pipeline: Pipeline, form: str, device: int) -> None:
+    Dropping it closes it too, as does the end of Python; errors are then printed.
+    """
+
+    def __init__(self, driver: Driver, pipeline: Pipeline, form: str) -> None:
         """Take both over.
 
         Args:
             driver, pipeline: closed with this.
             form: "fused" or "split".
-            device: the number of the driver's device.
         """
         self.driver = driver
         self.pipeline = pipeline
         self.form = form
-        self.device = device
+        self._close = weakref.finalize(self, _close, driver, pipeline)
 
     def run(self, feeds: Any) -> dict[str, Any]:
         """Score one batch of the host as other engines do.
@@ -107,15 +111,15 @@ class GpuSession:
 
         Args:
             images: an array of any library.
-            stream: that is to read them; None for one of ours.
+            stream: of the caller, on which they are to be read; None for the default stream.
 
         Raises:
             OdinError: they are on another device, or not dense.
         """
         if not on_device(images):
             return images
-        reader = self.pipeline.reader if stream is None else stream_handle(stream)
-        return device_images(images, self.device, reader)
+        reader = LEGACY_STREAM if stream is None else stream_handle(stream)
+        return device_images(images, self.pipeline.device, reader)
 
     def score(
         self,
@@ -126,7 +130,8 @@ class GpuSession:
     ) -> dict[str, np.ndarray]:
         """Score images of the host or the device; the scores are on the host."""
         if isinstance(images, DeviceImages):
-            on_gpu = self.score_on_device(images, None, temperature, magnitudes)
+            stream = self.pipeline.reader  # nobody but us waits for the results
+            on_gpu = self.score_on_device(images, stream, temperature, magnitudes)
             results = self.pipeline.to_host(on_gpu)
             if progress:
                 progress(len(images))
@@ -154,9 +159,13 @@ class GpuSession:
 
     def close(self) -> None:
         """Free everything and release the device; a second call does nothing."""
-        with ExitStack() as stack:
-            stack.callback(self.driver.close)
-            stack.callback(self.pipeline.close)
+        self._close()
+
+
+def _close(driver: Driver, pipeline: Pipeline) -> None:
+    with ExitStack() as stack:
+        stack.callback(driver.close)
+        stack.callback(pipeline.close)
 
 
 def open_gpu(
@@ -186,17 +195,18 @@ def open_gpu(
         stack.callback(plans.clear)
         with opened.current():
             for name in graph_names:
-                plans[name] = open_plan(bundle, engine, name)
+                plans[name] = open_plan(bundle, engine, name, options.device)
         pipeline = Pipeline(
             opened,
             image,
             bundle.spec,
             lambda shared: _form(chosen, shared, plans),
+            device=options.device,
             graphs=options.graphs,
             batch_size=options.batch_size,
         )
         stack.pop_all()
-    return GpuSession(opened, pipeline, chosen, options.device)
+    return GpuSession(opened, pipeline, chosen)
 
 
 def _form(name: str, device: Device, plans: dict[str, Plan]) -> Form:

@@ -35,7 +35,7 @@ class Scores:
         extra: the further scores that the bundle was exported with (--scores), float32 (N,) each,
             by name.
 
-    From `Scorer.score_on_device` they are `gpu_arrays.DeviceArray`.
+    From `Scorer.score_on_device` they are `gpu_results.DeviceArray`.
     """
 
     score: np.ndarray
@@ -54,16 +54,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class GpuOptions:
-    """How engines "trt" and "rtx" open a bundle.
-
-    Attributes:
-        form: "fused" (images to scores in one plan), "split" (any magnitude, several at once) or
-            "auto": see `odin_runtime.gpu_scorer`.
-        driver: "cuda-core", "pycuda" or "auto".
-        device: number of the GPU.
-        graphs: whether batches that come again become CUDA graphs; None where the driver can.
-        batch_size: the most images computed at once; None takes what the plans take.
-    """
+    """How engines "trt" and "rtx" open a bundle: see `Scorer.open`."""
 
     form: FormName = "auto"
     driver: str = "auto"
@@ -76,7 +67,7 @@ class GpuOptions:
 class Scorer:
     """A bundle opened in an engine. Safe to use from several threads.
 
-    Leaving it as a context manager closes it, which only the engines on a GPU need.
+    Leaving it as a context manager closes it, which only engines "trt" and "rtx" need.
 
     Attributes:
         bundle: what was opened.
@@ -116,27 +107,47 @@ class Scorer:
 
         Args:
             bundle: the folder that odin-export wrote.
-            engine: "auto" (the fastest that is installed), "openvino", "ort", "torch", "trt" or
-                "rtx".
+            engine: one of
+                "auto": the first that can run here, of these but "torch";
+                "openvino", "ort": OpenVINO and ONNX Runtime on the CPU;
+                "ort-cuda", "ort-trt": ONNX Runtime on a GPU, with CUDA or TensorRT;
+                "trt", "rtx": the bundle's plans of TensorRT or TensorRT for RTX on a GPU;
+                "torch": PyTorch autograd on the CPU, the reference.
             precision: None takes the bundle's. A bundle exported with --precision fp16 or bf16
                 has that one alone; of any other, "openvino" makes "fp32" or "bf16".
             threads: of the engine; None leaves it to the engine.
             network: for engine "torch" alone: the PyTorch network, which a bundle does not hold.
-            batch_size: the most images given to the engine at once; None takes 16 on a CPU, and
-                the largest batch of the plans on a GPU.
+            batch_size: the most images given to the engine at once; None takes 16, and with "trt"
+                and "rtx", whose memory is made for it, the largest batch of the plans.
             memory: about how many bytes of activations one call of the engine may take; plans have
                 their own bound.
-            form, driver, device, graphs: of engines "trt" and "rtx": see `GpuOptions`.
+            form, driver, device, graphs: of engines "trt" and "rtx" alone.
+            form: "fused" (one plan, images to scores: one magnitude a call), "split" (gradient and
+                forward plans with kernels between them: one gradient for many magnitudes) or
+                "auto": fused for bundles with further scores (--scores), split for other tunable
+                ones, else fused; the other one if plans are missing.
+            driver: "cuda-core", "pycuda", or "auto" for the first that works.
+            device: number of the GPU, as CUDA_VISIBLE_DEVICES leaves it.
+            graphs: whether batches of a size that comes again are replayed as CUDA graphs; None
+                where the driver can (cuda-core).
 
         Raises:
-            OdinError: the bundle is missing, damaged or newer than this version, or the engine is
-                not available; the message says which, and what to do.
+            OdinError: the bundle is missing, damaged or newer than this version; the engine is
+                not available here or does not compute in the precision; there are no plans of
+                the form, or not for this GPU and version; the GPU has too little memory; an option
+                is of another engine. The message says which, and what to do.
         """
         opened = bundle if isinstance(bundle, Bundle) else read_bundle(Path(bundle))
         if batch_size is not None and batch_size < 1:
             raise OdinError(f"batch_size is {batch_size}; it has to be 1 or more")
+        options = GpuOptions(form, driver, device, graphs, batch_size)
         precision = precision or opened.spec.precision
         name = engines.resolve(engine, precision)
+        if name not in PLAN_ENGINES and options != GpuOptions(batch_size=batch_size):
+            raise OdinError(
+                f"form, driver, device and graphs are options of engines trt and rtx, not of {name}"
+                "; leave them out, or open the bundle's plans with one of these"
+            )
         if name == "torch":
             session, input_type = _reference(opened.spec, precision, network), "float32"
         else:
@@ -147,7 +158,6 @@ class Scorer:
             if name in PLAN_ENGINES:
                 from odin_runtime.gpu_scorer import open_gpu
 
-                options = GpuOptions(form, driver, device, graphs, batch_size)
                 gpu = open_gpu(opened, name, options)
                 session, batch_size = gpu, gpu.pipeline.batch_size
             else:
@@ -176,7 +186,8 @@ class Scorer:
                 "trt" and "rtx" take arrays on the device too.
             temperature, magnitude: in place of the bundle's; only for a bundle exported with
                 --tunable, or the torch engine; split plans take any magnitude.
-            magnitudes: several at once, in place of `magnitude`; for split plans alone.
+            magnitudes: several at once, in place of `magnitude`, at most 512; for split plans
+                alone.
             progress: called after each chunk with its number of images.
 
         Raises:
@@ -184,9 +195,9 @@ class Scorer:
         """
         if self.engine in PLAN_ENGINES:
             gpu = cast("GpuSession", self.session)
+            wanted = _wanted_magnitudes(magnitude, magnitudes)
             placed = gpu.placed(images)
             _check_placed(placed, self.spec)
-            wanted = magnitudes if magnitude is None else [magnitude]
             results = gpu.score(placed, temperature, wanted, progress)
             return self._gpu_scores(results, several=magnitudes is not None)
         if magnitudes is not None:
@@ -223,24 +234,34 @@ class Scorer:
     ) -> Scores:
         """Queue scoring images that lie on the GPU, without a copy; returns before it is done.
 
+        It comes after what `stream` holds now, and what comes to `stream` later finds the scores,
+        and may change the images. Work of other streams has to wait for it.
+
         Args:
-            images: a PyTorch, CuPy, pycuda or other array on the device, dense, as `score`.
-            stream: a CUDA stream of any library, or its handle; None takes the array's own.
+            images: as `score`, dense, of any library with `__cuda_array_interface__` or DLPack.
+            stream: a CUDA stream of any library, or its handle; None takes the array's own where
+                it names one, else the default stream. PyTorch's arrays name none: where another
+                stream than the default is current, give torch.cuda.current_stream().
             temperature, magnitude, magnitudes: as `score`.
 
         Returns:
-            Arrays on the device, which PyTorch, CuPy and others take as theirs.
+            Arrays on the device (`gpu_results.DeviceArray`), which others take as theirs:
+            torch.from_dlpack(scores.score), cupy.asarray(scores.score). Their memory is theirs
+            until they are dropped and goes with the scorer.
 
         Raises:
-            OdinError: the engine is not "trt" or "rtx", or the images are not on its device, of
-                another type, layout or size, or not dense.
+            OdinError: the engine is not "trt" or "rtx"; the images are not on its device, of
+                another type, layout or size, or not dense; or the settings are not the plans'.
         """
         if self.engine not in PLAN_ENGINES:
-            raise OdinError(f"engine {self.engine} scores on the CPU; open the bundle with trt")
+            raise OdinError(
+                f"engine {self.engine} takes images of the host: use score(), or open the bundle's "
+                "plans with engine trt or rtx"
+            )
         gpu = cast("GpuSession", self.session)
+        wanted = _wanted_magnitudes(magnitude, magnitudes)
         placed = gpu.placed(images, stream)
         _check_placed(placed, self.spec)
-        wanted = magnitudes if magnitude is None else [magnitude]
         results = gpu.score_on_device(placed, stream, temperature, wanted)
         return self._gpu_scores(results, several=magnitudes is not None)
 
@@ -311,6 +332,16 @@ class Scorer:
                 "give it (N, H, W, C) uint8, or export it with --input-type float32"
             )
         return np.ascontiguousarray(images)
+
+
+def _wanted_magnitudes(
+    magnitude: float | None, magnitudes: Sequence[float] | None
+) -> Sequence[float] | None:
+    if magnitude is None:
+        return magnitudes
+    if magnitudes is not None:
+        raise OdinError("magnitude and magnitudes are both given; give one of them")
+    return [magnitude]
 
 
 def normalised(images: np.ndarray, spec: Spec) -> np.ndarray:

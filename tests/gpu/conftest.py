@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from native.conftest import build_once, cuda_build, host_build, twins  # noqa: F401 - fixtures
+from gpu.support import MOST, Report
 from odin_engines import engine as engines
 from odin_engines.bundle import FORWARD, GRADIENT, ODIN, Bundle, read_bundle, write_bundle
 from odin_engines.errors import OdinError
@@ -20,9 +18,7 @@ from odin_engines.spec import Spec
 from odin_runtime import gpu_scorer, kernels
 from odin_runtime.driver import DRIVERS, Driver, open_driver
 
-MOST = 64  # of the plans
 _MEASURED: list[tuple[str, float, str]] = []
-Report = Callable[[str, float, str], None]
 
 
 @pytest.fixture(scope="session")
@@ -117,24 +113,3 @@ def _planned(folder: Path, network: Any, spec: Spec, engine: str) -> Bundle:
     plans = make_plans(graphs, spec, PlanOptions(engine, forms=forms, shapes=shapes))
     write_bundle(folder, spec, graphs | plans.contents, plans.records)
     return read_bundle(folder)
-
-
-def free_memory(driver: Driver) -> int:
-    """Bytes of the GPU that nobody uses."""
-    available, total = ctypes.c_size_t(), ctypes.c_size_t()
-    library = ctypes.CDLL("libcuda.so.1")
-    with driver.current():
-        status = library.cuMemGetInfo_v2(ctypes.byref(available), ctypes.byref(total))
-    assert status == 0, f"cuMemGetInfo: CUDA error {status}"
-    return available.value
-
-
-def resident_bytes() -> int:
-    """Memory of this process."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * 4096
-
-
-def close(found: np.ndarray, expected: np.ndarray, tolerance: float) -> None:
-    """Assert that scores agree; NaN in the same places."""
-    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from gpu.device_code import DeviceCode
+from gpu.support import CLASSES, PICTURES, PIXELS, ROWS
 from native.twins import Twins
 from odin_runtime.driver import Driver, Stream
 from odin_runtime.kernels import Kernels
@@ -107,7 +108,7 @@ class Timing:
 @pytest.mark.parametrize("suffix", sorted(TYPES))
 def test_speed(gpu: Driver, fat_binary: bytes, report: Any, suffix: str) -> None:
     """256 images of 224 x 224 and logits of 4,096 x 1,000: bytes moved a second."""
-    count, plane, channels, rows, classes = 256, 224 * 224, 3, 4096, 1000
+    count, plane, channels, rows, classes = PICTURES, PIXELS, 3, ROWS, CLASSES
     item = TYPES[suffix].itemsize
     elements = count * plane * channels
     kernels, stream = Kernels(gpu, fat_binary, suffix), gpu.stream()

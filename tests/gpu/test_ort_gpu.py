@@ -14,6 +14,7 @@ import pytest
 from odin_bench.models import find_bundle
 from odin_engines.bundle import FORWARD, GRADIENT, ODIN, Bundle
 from odin_engines.engine import Session, open_graph, unavailable
+from odin_engines.spec import Precision
 from odin_export.exporter import Options
 from odin_runtime import Scorer
 from odin_runtime.scorer import normalised
@@ -86,6 +87,19 @@ def test_densenet(engine: str, densenet: Bundle, pictures: np.ndarray) -> None:
     # At T = 1000 scores lie within 1e-3 of 0.1: the differences between images are what counts.
     spread = float(np.ptp(wanted.score))
     np.testing.assert_allclose(scores.score, wanted.score, rtol=0, atol=0.01 * spread)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_half_precision(
+    engine: str, precision: Precision, densenet: Bundle, pictures: np.ndarray
+) -> None:
+    half = find_bundle("densenet10", None, Options(precision=precision), lambda step: None)
+    scores = Scorer.open(half, engine).score(pictures)
+    wanted = Scorer.open(densenet, "ort").score(pictures)
+    np.testing.assert_allclose(scores.baseline, wanted.baseline, rtol=0, atol=0.05)
+    assert (scores.label == wanted.label).mean() > 0.8
+    correlation = np.corrcoef(scores.score, wanted.score)[0, 1]
+    assert correlation > 0.9
 
 
 @pytest.mark.parametrize("count", [1, 3, 16])

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gpu.conftest import MOST, close
+from gpu.support import MOST, close
 from odin_engines.bundle import Bundle
 from odin_runtime import OdinError, Scorer
 from odin_runtime.driver import DRIVERS, open_driver
 from odin_runtime.scorer import normalised
+from runtime.foreign_arrays import Foreign, WithDlpack, WithInterface, read
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("installed_kernels")]
 # Largest differences of scores from float32 on a CPU.
@@ -38,13 +39,6 @@ def raw(raw_images: Callable[..., np.ndarray]) -> np.ndarray:
     return raw_images(2 * MOST + 5, seed=17)
 
 
-def on_the_cpu(
-    make: Callable[..., Bundle], images: np.ndarray, changes: dict[str, Any], **settings: Any
-) -> Any:
-    """The float32 bundle in ONNX Runtime."""
-    return Scorer.open(make(**changes, tunable=True), "ort").score(images, **settings)
-
-
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("method", ["exact", "first-order"])
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
@@ -60,7 +54,7 @@ def test_scores_agree(
 ) -> None:
     bundle = planned(method=method, precision=precision, graph_precision=precision)
     images = normalised(raw, bundle.spec)
-    expected = on_the_cpu(make_tiny_bundle, raw, {"method": method})
+    expected = Scorer.open(make_tiny_bundle(method=method), "ort").score(raw)
     with Scorer.open(bundle, plan_engine, form=form, driver=driver) as scorer:
         for count in COUNTS * 3:  # directly, captured, replayed
             for given in (raw[:count], images[:count]):
@@ -97,13 +91,13 @@ def test_many_magnitudes_and_any_temperature(
 ) -> None:
     magnitudes = (0.0, 0.001, 0.01, 0.02, 0.03)
     bundle = planned(method=method, tunable=True)
+    reference = Scorer.open(make_tiny_bundle(method=method, tunable=True), "ort")
     with Scorer.open(bundle, plan_engine, form="split", driver=driver) as scorer:
         for count in (1, 7, len(raw)):
             found = scorer.score(raw[:count], magnitudes=magnitudes, temperature=3.0)
             assert found.score.shape == (len(magnitudes), count)
             for row, magnitude in zip(found.score, magnitudes, strict=True):
-                settings = {"magnitude": magnitude, "temperature": 3.0}
-                expected = on_the_cpu(make_tiny_bundle, raw[:count], {"method": method}, **settings)
+                expected = reference.score(raw[:count], magnitude=magnitude, temperature=3.0)
                 close(row, expected.score, 2e-5)
 
 
@@ -155,6 +149,53 @@ def test_threads(
 
 
 @pytest.mark.parametrize("form", FORMS)
+def test_two_scorers_at_once(
+    driver: str, plan_engine: str, planned: Callable[..., Bundle], raw: np.ndarray, form: Any
+) -> None:
+    """Each in a thread of its own; where there are graphs, one captures while the other runs."""
+    outcomes: list[str] = []
+    options: dict[str, Any] = {"form": form, "driver": driver}
+    with Scorer.open(planned(), plan_engine, **options) as scorer:
+        expected = scorer.score(raw).score
+
+    def work() -> None:
+        with Scorer.open(planned(), plan_engine, **options) as scorer:
+            for count in (1, 2, 4, len(raw)) * 4:
+                if not np.allclose(scorer.score(raw[:count]).score, expected[:count], atol=1e-6):
+                    outcomes.append(f"wrong scores of {count}")
+        outcomes.append("done")
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert outcomes == ["done", "done"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_arrays_on_the_device(
+    driver: str, plan_engine: str, planned: Callable[..., Bundle], raw: np.ndarray, form: Any
+) -> None:
+    """Through both protocols, at addresses of any alignment, on a stream of the caller's."""
+    images = normalised(raw, planned().spec)
+    with (
+        Scorer.open(planned(), plan_engine, form=form, driver=driver) as scorer,
+        open_driver(driver) as callers,
+    ):
+        expected = scorer.score(images).score
+        stream = callers.stream()
+        for values, shift in ((images, 0), (images[:7], 4), (raw, 0), (raw[:3], 1)):
+            array, wanted = Foreign(callers, values, stream, shift), expected[: len(values)]
+            for given in (WithInterface(array), WithDlpack(callers, array)):
+                found = scorer.score_on_device(given, stream=stream).score
+                close(read(callers, found, stream), wanted, 1e-6)
+                close(scorer.score(given).score, wanted, 1e-6)
+            array.free()
+        stream.close()
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_arrays_of_torch(
     driver: str, plan_engine: str, planned: Callable[..., Bundle], raw: np.ndarray, form: Any
 ) -> None:
@@ -170,9 +211,13 @@ def test_arrays_of_torch(
             tensor = torch.from_numpy(images).cuda(non_blocking=True)
             for start in (0, 1, 3):  # views at other addresses
                 found = scorer.score_on_device(tensor[start:], stream=stream)
-                score = torch.as_tensor(found.score, device="cuda").cpu().numpy()
-                close(score, expected[start:], 1e-6)
+                for score in (torch.as_tensor(found.score, device="cuda"), found.score):
+                    close(torch.from_dlpack(score).cpu().numpy(), expected[start:], 1e-6)
         torch.cuda.synchronize()
+        found = scorer.score_on_device(tensor)  # the default stream, which is current here
+        close(torch.as_tensor(found.score, device="cuda").cpu().numpy(), expected, 1e-6)
+        with torch.cuda.stream(stream):  # another stream than that of the scores
+            close(torch.from_dlpack(found.score).cpu().numpy(), expected, 1e-6)
         close(scorer.score(tensor).score, expected, 1e-6)
         with pytest.raises(OdinError, match="not dense"):
             scorer.score(tensor.permute(0, 1, 3, 2))

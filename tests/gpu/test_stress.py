@@ -9,58 +9,54 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gpu.conftest import MOST, Report, free_memory, resident_bytes
+from gpu.support import CALLS, MOST, Report, free_memory, resident_bytes
 from odin_engines.bundle import Bundle
 from odin_runtime import Scorer
-from odin_runtime.driver import DRIVERS
-from odin_runtime.gpu_scorer import GpuSession
+from odin_runtime.driver import Driver
 from odin_runtime.scorer import normalised
+from runtime.foreign_arrays import Foreign, WithInterface
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("installed_kernels")]
-CALLS = 10_000
 # What an allocator may keep back.
 SLACK = 32 << 20
 FORMS = ("fused", "split")
 
 
-def session(scorer: Scorer) -> GpuSession:
-    assert isinstance(scorer.session, GpuSession)
-    return scorer.session
-
-
-@pytest.mark.parametrize("driver", DRIVERS)
 @pytest.mark.parametrize("form", FORMS)
 def test_memory_does_not_grow(
-    gpu: Any,
+    gpu: Driver,
     plan_engine: str,
     planned: Callable[..., Bundle],
     raw_images: Callable[..., np.ndarray],
     form: Any,
-    driver: str,
 ) -> None:
-    if gpu.name != driver:
-        pytest.skip(f"the turn of {gpu.name}")
-    raw = raw_images(9, seed=3)
-    images = normalised(raw, planned().spec)
-    with Scorer.open(planned(), plan_engine, form=form, driver=driver) as scorer:
+    """By turns from the host and on the device, on a stream of the caller's."""
+    images = normalised(raw_images(9, seed=3), planned().spec)
+    with Scorer.open(planned(), plan_engine, form=form, driver=gpu.name) as scorer:
         expected = scorer.score(images).score
+        stream = gpu.stream()
+        on_gpu = WithInterface(Foreign(gpu, images, stream))
 
         def calls(count: int) -> None:
             for number in range(count):
                 size = 1 + number % 9
                 found = scorer.score(images[:size]).score
                 assert np.allclose(found, expected[:size], rtol=0, atol=1e-6), number
+                scorer.score_on_device(on_gpu)
 
-        calls(500)
+        calls(CALLS // 20)
         before, resident = free_memory(gpu), resident_bytes()
         calls(CALLS)
         assert before - free_memory(gpu) < SLACK
         assert resident_bytes() - resident < SLACK
+        stream.synchronize()
+        on_gpu.array.free()
+        stream.close()
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_opening_and_closing_gives_everything_back(
-    gpu: Any,
+    gpu: Driver,
     plan_engine: str,
     planned: Callable[..., Bundle],
     raw_images: Callable[..., np.ndarray],
@@ -113,32 +109,28 @@ def test_speed(
 
 @pytest.mark.parametrize("form", FORMS)
 def test_speed_on_the_device(
+    gpu: Driver,
     plan_engine: str,
     planned: Callable[..., Bundle],
     raw_images: Callable[..., np.ndarray],
     report: Report,
     form: Any,
 ) -> None:
-    """Images that lie on the device, measured by CUDA events."""
-    torch = pytest.importorskip("torch")
-    if not torch.cuda.is_available():
-        pytest.skip("this build of PyTorch has no CUDA")
-    with Scorer.open(planned(), plan_engine, form=form) as scorer:
-        driver = session(scorer).driver
-        stream = torch.cuda.Stream()
-        queue = driver.foreign_stream(stream.cuda_stream)
-        begin, end = driver.event(timing=True), driver.event(timing=True)
-        with torch.cuda.stream(stream):
-            images = torch.from_numpy(raw_images(MOST, seed=1)).cuda()
-            for _ in range(5):
-                scorer.score_on_device(images, stream=stream)
-            begin.record(queue)
-            for _ in range(50):
-                scorer.score_on_device(images, stream=stream)
-            end.record(queue)
+    """Images that lie on the device, measured by CUDA events on the caller's stream."""
+    with Scorer.open(planned(), plan_engine, form=form, driver=gpu.name) as scorer:
+        stream = gpu.stream()
+        begin, end = gpu.event(timing=True), gpu.event(timing=True)
+        array = Foreign(gpu, raw_images(MOST, seed=1), stream)
+        for _ in range(5):
+            scorer.score_on_device(WithInterface(array))
+        begin.record(stream)
+        for _ in range(50):
+            scorer.score_on_device(WithInterface(array))
+        end.record(stream)
         end.synchronize()
         spent = end.elapsed_ms(begin) / 50
         assert spent > 0
-        report(f"{plan_engine} {form}, {MOST} images on the device", 1e3 * spent, "us")
-        begin.close()
-        end.close()
+        report(f"{gpu.name} {plan_engine} {form}, {MOST} images on the device", 1e3 * spent, "us")
+        array.free()
+        for one in (begin, end, stream):
+            one.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,17 +10,11 @@ import numpy as np
 import onnx
 import pytest
 
-from drivers.conftest import (  # noqa: F401 - fixtures
-    double_folder,
-    driver_name,
-    run_in_double,
-    scenario,
-    server,
-)
-from native.conftest import build_once, host_build  # noqa: F401 - fixtures
+from native.fixtures import made_once
 from odin_engines.bundle import FORWARD, GRADIENT, ODIN, Bundle, read_bundle, write_bundle
 from odin_engines.spec import Spec
 from odin_runtime.scorer import normalised
+from runtime.plan_double import TWINS
 
 KINDS: dict[str, dict[str, object]] = {
     "exact": {},
@@ -36,26 +29,24 @@ IMAGES = 11
 
 @pytest.fixture(scope="session")
 def pipelines(
-    double_folder: Path,  # noqa: F811
-    host_build: Path,  # noqa: F811
+    double_folder: Path,
+    host_build: Path,
     tiny_forward: onnx.ModelProto,
     tiny_spec: Callable[..., Spec],
     raw_images: Callable[..., np.ndarray],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     """The folder with bundles, images and the host twins."""
-    folder = double_folder / "pipelines"
-    with (double_folder / "pipelines.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / "done").exists():
-            folder.mkdir(exist_ok=True)
-            for kind, changes in KINDS.items():
-                _write(folder / kind, tiny_forward, tiny_spec(**changes))
-            raw = raw_images(IMAGES, seed=21)
-            np.savez(folder / "images.npz", raw=raw, normalised=normalised(raw, tiny_spec()))
-            library = host_build / "runtime" / "libodin_kernels.so"
-            shutil.copy(library, folder / "twins.so")
-            (folder / "done").touch()
-    return folder
+
+    def make(folder: Path) -> None:
+        for kind, changes in KINDS.items():
+            _write(folder / kind, tiny_forward, tiny_spec(**changes))
+        raw = raw_images(IMAGES, seed=21)
+        np.savez(folder / "images.npz", raw=raw, normalised=normalised(raw, tiny_spec()))
+        (folder / TWINS).parent.mkdir()
+        shutil.copy(host_build / TWINS, folder / TWINS)
+
+    return made_once(tmp_path_factory, f"{double_folder.name}/pipelines", make)
 
 
 def _write(folder: Path, forward: onnx.ModelProto, spec: Spec) -> None:

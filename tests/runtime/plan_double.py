@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import hashlib
 import os
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from drivers.kernel_backends import run_twins
 from odin_engines.bundle import Bundle, read_bundle
 from odin_engines.errors import OdinError
 from odin_engines.plan import Tensor
-from odin_engines.plan_records import Limits
+from odin_engines.plan_records import Limits, PlanRecord
 from odin_runtime.driver import Driver, open_driver
 from odin_runtime.gpu_forms import Device, Form
 from odin_runtime.gpu_fused import Fused
@@ -31,6 +32,7 @@ from odin_runtime.gpu_split import Split
 
 GRAPHS = ("odin.onnx", "gradient.onnx", "forward.onnx")
 MOST = 4
+TWINS = Path("runtime") / "libodin_kernels.so"  # in a build folder, and in that of the tests
 _DTYPES = {
     "tensor(float)": "float32",
     "tensor(int64)": "int64",
@@ -72,7 +74,7 @@ class Machine:
         if kernels is not None:
             kernels(self._kernels)
         else:
-            run_twins(self._kernels, shared_folder() / "twins.so")
+            run_twins(self._kernels, shared_folder() / TWINS)
         self.library = ctypes.CDLL(NAME)
         self._queued: list[tuple[FakePlan, dict[str, int], dict[str, tuple[int, ...]]]] = []
         plans = {f"plan_{name.partition('.')[0]}": [8] for name in GRAPHS}
@@ -180,6 +182,34 @@ class FakePlan:
             assert self._last == dict(shapes), "captured before this context ran the shape once"
         self._last = dict(shapes)
         self._machine.queue(self, addresses, shapes, stream)
+
+
+def fake_records(
+    graphs: Mapping[str, bytes], forms: Sequence[str], batches: tuple[int, int] = (1, MOST)
+) -> tuple[dict[str, bytes], tuple[PlanRecord, ...]]:
+    """What a bundle says of plans of these forms, and files that stand for the plans."""
+    limits = Limits((batches[0], 3, 32, 32), (batches[0], 3, 32, 32), (batches[1], 3, 40, 40))
+    names = {"fused": GRAPHS[:1], "split": GRAPHS[1:]}
+    records = tuple(
+        PlanRecord(
+            file=f"{graph.removesuffix('.onnx')}.trt.plan",
+            form=form,
+            engine="trt",
+            version="0",
+            device="",
+            compute_capabilities=("9.0",),
+            precision="fp32",
+            profile={"images": limits},
+            tf32=False,
+            optimization_level=None,
+            hardware_compatibility="none",
+            graph=graph,
+            graph_sha256=hashlib.sha256(graphs[graph]).hexdigest(),
+        )
+        for form in forms
+        for graph in names[form]
+    )
+    return {record.file: b"plan" for record in records}, records
 
 
 def fake_plans(

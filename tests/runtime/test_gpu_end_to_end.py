@@ -9,19 +9,27 @@ from typing import Any
 import numpy as np
 import pytest
 
-from drivers.conftest import Seen
 from drivers.double_library import IMAGE, Double
+from drivers.fixtures import Seen
 from drivers.kernel_backends import run_ptx
 from drivers.test_memory import error_of
 from odin_engines import engine as engines
 from odin_engines.bundle import Bundle, read_bundle, write_bundle
 from odin_engines.errors import OdinError
-from odin_engines.plan_records import Limits, PlanRecord
 from odin_runtime import Scorer, gpu_scorer
 from odin_runtime.driver import open_driver
 from odin_runtime.gpu_scorer import choose_form
 from ptx.compiled import ptx_text
-from runtime.plan_double import MOST, FakePlan, Machine, Opened, as_lists, bundle_of, example_images
+from runtime.plan_double import (
+    MOST,
+    FakePlan,
+    Machine,
+    Opened,
+    as_lists,
+    bundle_of,
+    example_images,
+    fake_records,
+)
 from runtime.test_gpu_pipeline import agree, reference
 
 Scenario = Callable[..., Seen]
@@ -82,34 +90,11 @@ def test_the_compilers_ptx_gives_the_same_scores(
 # Opening
 
 
-def with_plans(bundle: Bundle, folder: Path, *forms: str, **changes: Any) -> Bundle:
+def with_plans(bundle: Bundle, folder: Path, *forms: str) -> Bundle:
     """The bundle with files that stand for plans of the forms."""
-    limits = Limits((1, 3, 32, 32), (1, 3, 32, 32), (MOST, 3, 40, 40))
-    graphs = {"fused": ["odin.onnx"], "split": ["gradient.onnx", "forward.onnx"]}
     contents = {name: bundle.file(name).read_bytes() for name in bundle.files}
-    records = []
-    for form in forms:
-        for graph in graphs[form]:
-            file = f"{graph.removesuffix('.onnx')}.trt.plan"
-            contents[file] = b"plan"
-            records.append(
-                PlanRecord(
-                    file=file,
-                    form=form,
-                    engine="trt",
-                    version="0",
-                    device="",
-                    compute_capabilities=("9.0",),
-                    precision="fp32",
-                    profile={"images": limits},
-                    tf32=False,
-                    optimization_level=None,
-                    hardware_compatibility="none",
-                    graph=graph,
-                    graph_sha256=bundle.files[graph],
-                )
-            )
-    return write_bundle(folder / "planned", bundle.spec, contents, tuple(records))
+    plans, records = fake_records(contents, forms)
+    return write_bundle(folder / "planned", bundle.spec, contents | plans, records)
 
 
 @pytest.mark.parametrize(
@@ -147,8 +132,8 @@ def opened_by_the_scorer(double: Double, name: str) -> list[Any]:
         gpu_scorer.fat_binary = lambda: IMAGE  # type: ignore[attr-defined]
         from odin_engines import tensorrt_engine
 
-        def open_plan(bundle: Bundle, engine: str, graph: str) -> FakePlan:
-            assert engine == "trt"
+        def open_plan(bundle: Bundle, engine: str, graph: str, device: int) -> FakePlan:
+            assert (engine, device) == ("trt", 0)
             return FakePlan(machine, bundle.path / graph, (1, MOST))
 
         tensorrt_engine.open_plan = open_plan  # type: ignore[assignment]

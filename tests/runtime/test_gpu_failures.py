@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from drivers.conftest import Seen
 from drivers.double_library import Double, Launch
+from drivers.fixtures import Seen
 from drivers.kernel_backends import declare_kernels
 from drivers.test_lifetimes import GIVING_BACK
 from drivers.test_memory import error_of
@@ -31,7 +31,7 @@ def everything(double: Double, name: str, foreign: int) -> None:
     images = example_images()["normalised"]
     opened = Opened(double, name, "exact", "split", graphs=name == "cuda-core")
     with opened:
-        gpu = GpuSession(opened.driver, opened.pipeline, "split", 0)
+        gpu = GpuSession(opened.driver, opened.pipeline, "split")
         for _ in range(2):
             gpu.score(images[:9], None, None)
         gpu.score(images[:2], None, [0.01, 0.02])
@@ -92,6 +92,68 @@ def test_after_an_error_the_next_call_is_right(scenario: Scenario) -> None:
     seen = scenario(goes_on, seed=0)
     assert len(seen.result) == 7
     assert all(found == seen.result[0] for found in seen.result)
+    assert seen.errors == seen.leaks == []
+
+
+QUEUEING = ("cuMemcpyHtoDAsync", "cuMemcpyDtoHAsync", "cuMemcpyDtoDAsync", "cuLaunchKernel")
+
+
+def left_behind(double: Double, name: str) -> list[Any]:
+    """What calls that fail half-way have queued, and what of it is done when they return."""
+    images, found = example_images()["normalised"], []
+    with Opened(double, name, "exact", "split", graphs=False) as pipeline:
+        gpu = GpuSession(pipeline.driver, pipeline, "split")
+        stream = pipeline.driver.foreign_stream(double.foreign_stream())
+        array = WithInterface(Foreign(pipeline.driver, images, stream))
+        stream.synchronize()
+        calls: list[Callable[[], object]] = [
+            lambda: gpu.score(images, None, [0.03]),
+            lambda: gpu.score_on_device(gpu.placed(array), None, None, [0.03]),
+        ]
+        for call in calls:
+            double.clear_log()
+            double.fail("cuLaunchKernel", UNKNOWN, 5)
+            text = error_of(call)
+            log = [line.split() for line in double.log()]
+            queued = [line for line in log if line[0] == "call" and line[1] in QUEUEING]
+            done = [line for line in log if line[0] == "run" and line[1] in ("copy", "kernel")]
+            found.append([text, len(queued), len(done)])
+            double.forget_failures()
+    return found
+
+
+def test_after_an_error_nothing_is_left_in_the_queues(scenario: Scenario) -> None:
+    """The caller may free its images then, and the pipeline its memory."""
+    seen = scenario(left_behind, seed=0)  # with which nothing is done before somebody waits
+    for text, queued, done in seen.result:
+        assert "CUDA_ERROR_UNKNOWN" in text
+        assert queued >= 5
+        assert done == queued - 1  # all but the one that failed
+    assert seen.errors == seen.leaks == []
+
+
+def closed_in_every_way(double: Double, name: str) -> list[Any]:
+    """Twice, and by dropping the session."""
+    images, found = example_images()["normalised"], []
+    opened = Opened(double, name, "exact", "split")
+    with opened as pipeline:
+        pipeline.close()
+        pipeline.close()
+        found.append(error_of(lambda: pipeline.score(images)))
+    opened = Opened(double, name, "exact", "split")
+    assert opened.pipeline is not None and opened.machine is not None
+    gpu = GpuSession(opened.driver, opened.pipeline, "split")
+    kept = gpu.pipeline
+    opened.machine.close()
+    del gpu, opened.pipeline
+    found.append(error_of(lambda: kept.score(images)))
+    return found
+
+
+def test_closing(scenario: Scenario) -> None:
+    seen = scenario(closed_in_every_way)
+    closed = "the scorer has been closed; open the bundle again"
+    assert seen.result == [closed, closed]
     assert seen.errors == seen.leaks == []
 
 

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from drivers.conftest import Seen, skip_without
 from drivers.double_library import Double
+from drivers.fixtures import Seen, skip_without
 from drivers.test_memory import error_of
+from odin_engines.errors import OdinError
 from odin_runtime.gpu_graphs import MOST_KINDS, bucket, is_bucket
 from odin_runtime.gpu_pipeline import Pipeline
-from runtime.plan_double import Opened, as_lists, example_images
+from runtime.plan_double import FakePlan, Opened, as_lists, example_images
 from runtime.test_gpu_pipeline import agree, reference
 
 Scenario = Callable[..., Seen]
@@ -56,22 +57,20 @@ def test_copies_overlap_computing(scenario: Scenario) -> None:
 
 
 class Skipped:
-    """Lets a stream ignore some events, as if the wait had been forgotten."""
+    """Lets streams, or one alone, ignore some events, as if the wait had been forgotten."""
 
-    def __init__(self, pipeline: Pipeline, which: str) -> None:
-        slots = pipeline._slots
-        if which == "idle":
-            self.events = {id(pipeline._idle)}
-        else:
-            self.events = {id(getattr(slot, which)) for slot in slots}
+    def __init__(self, pipeline: Pipeline, which: str, handle: int | None = None) -> None:
+        holders = [pipeline] if hasattr(pipeline, which) else pipeline._slots
+        self.events = {id(getattr(holder, which)) for holder in holders}
         kind = type(pipeline._compute)
         original = kind.wait
 
         def wait(stream: Any, event: Any) -> None:
-            if id(event) not in self.events:
+            if id(event) not in self.events or handle not in (None, stream.handle):
                 original(stream, event)
 
-        kind.wait = wait  # type: ignore[method-assign]
+        for cls in (kind, *kind.__subclasses__()):
+            cls.wait = wait  # type: ignore[method-assign]
 
 
 FORGOTTEN = ("uploaded", "computed", "downloaded", "nothing")
@@ -179,6 +178,64 @@ def many_kinds(double: Double, name: str) -> list[int]:
 def test_the_number_of_graphs_is_bounded(graphs: Scenario) -> None:
     seen = graphs(many_kinds)
     assert seen.result == [MOST_KINDS, 2 * MOST_KINDS]
+    assert seen.errors == seen.leaks == []
+
+
+def no_room_for_contexts(double: Double, name: str) -> list[Any]:
+    """There is memory for one kind's contexts, of its two plans, and no more."""
+    images, made = example_images()["normalised"], []
+    original = FakePlan.another
+
+    def another(plan: FakePlan) -> FakePlan:
+        made.append(plan)
+        if len(made) > 2:
+            raise OdinError("no memory on the GPU to run it")
+        return original(plan)
+
+    FakePlan.another = another  # type: ignore[method-assign]
+    with Opened(double, name, "exact", "split", graphs=True) as pipeline:
+        results = [as_lists(pipeline.score(images[:n])) for _ in range(3) for n in (4, 2, 1)]
+    names = [line.split()[1] for line in double.log() if line.startswith("call ")]
+    return [results, names.count("cuGraphInstantiate"), names.count("cuGraphLaunch"), len(made)]
+
+
+def test_without_memory_for_more_graphs_the_rest_runs_without(
+    graphs: Scenario, gpu_bundle: Any, gpu_images: dict[str, np.ndarray]
+) -> None:
+    seen = graphs(no_room_for_contexts)
+    results, *counts = seen.result
+    assert counts == [1, 2, 3]  # and the GPU is not asked again
+    expected = reference(gpu_bundle("exact"), gpu_images["normalised"])
+    for found, count in zip(results, (4, 2, 1) * 3, strict=True):
+        agree(found, {key: values[..., :count] for key, values in expected.items()})
+    assert seen.errors == seen.leaks == []
+
+
+def batch_sizes(double: Double, name: str) -> list[Any]:
+    images, found = example_images()["normalised"], []
+    for batches, size in (((1, 16), None), ((1, 16), 5), ((3, 16), 2)):
+        before = sum(size for _, size in double.live())
+        with Opened(double, name, "exact", "split", batches=batches, batch_size=size) as pipeline:
+            memory = sum(size for _, size in double.live()) - before
+            double.clear_log()
+            results = [as_lists(pipeline.score(images[:10])) for _ in range(2)]
+            names = [line.split()[1] for line in double.log() if line.startswith("call ")]
+            found.append([pipeline.batch_size, memory, names.count("cuGraphLaunch"), results])
+    return found
+
+
+def test_smaller_batches_than_the_plans_take(
+    graphs: Scenario, gpu_bundle: Any, gpu_images: dict[str, np.ndarray]
+) -> None:
+    seen = graphs(batch_sizes)
+    sizes, memory, launches, results = zip(*seen.result, strict=True)
+    assert sizes == (16, 5, 3)  # the last plan takes no less
+    assert memory[1] < memory[0] / 2
+    # 10 is no bucket of 16; all batches of 5 are one; of 3, 3, 3 and 1 the last is padded.
+    assert launches == (0, 3, 7)
+    expected = reference(gpu_bundle("exact"), gpu_images["normalised"][:10])
+    for found in (one for both in results for one in both):
+        agree(found, expected)
     assert seen.errors == seen.leaks == []
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from drivers.conftest import Seen
 from drivers.double_library import Double
+from drivers.fixtures import Seen
 from odin_engines.bundle import Bundle
 from odin_runtime import Scorer
 from runtime.plan_double import Opened, as_lists, example_images

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,39 +12,36 @@ from typing import Any
 import numpy as np
 import pytest
 
-from drivers.conftest import Seen
 from drivers.double_library import IMAGE, Double
-from drivers.kernel_backends import run_twins
+from drivers.fixtures import Seen, in_double
 from odin_runtime.driver import open_driver
 
 Scenario = Callable[..., Seen]
-# The C library refuses one bound alone, which the kernel ignores.
-NOT_THE_TWINS = ("only a lower bound",)
+FOLDER = Path(__file__).parents[1]
 
 
-def kernel_cases(double: Double, name: str) -> list[str]:
-    from gpu.device_code import DeviceCode
-    from ptx.checks import check
-    from ptx.kernel_cases import CASES
-
-    run_twins(double, double.files["library"])
-    ran = []
-    with open_driver(name) as driver:
-        code: Any = DeviceCode(driver, IMAGE)
-        for kernel, cases in CASES.items():
-            for case, made in cases.items():
-                if case not in NOT_THE_TWINS:
-                    check(code, "f32", made)
-                    ran.append(f"{kernel} {case}")
-        code.close()
-    return ran
-
-
-def test_the_kernels_cases(scenario: Scenario, host_build: Path) -> None:
-    library = host_build / "runtime" / "libodin_kernels.so"
-    seen = scenario(kernel_cases, files={"library": library})
-    assert len(seen.result) > 40
-    assert seen.errors == seen.leaks == seen.faults == []
+@pytest.mark.usefixtures("pipelines")
+def test_they_pass_on_the_double(double_folder: Path) -> None:
+    """In one process, whose driver library is the double: see gpu_on_double.py."""
+    everything = {**in_double(double_folder), "OMP_NUM_THREADS": "1"}
+    # Not what this run of pytest was told.
+    environment = {name: value for name, value in everything.items() if "PYTEST" not in name}
+    options = ["-q", "-p", "no:cacheprovider", "-p", "runtime.gpu_on_double"]
+    files = [str(FOLDER / "gpu" / f"test_{name}.py") for name in ("kernels", "pipeline", "stress")]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, *files],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=FOLDER.parent,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    summary = done.stdout.splitlines()[-1]
+    found = re.search(r"(\d+) passed", summary)
+    assert found and int(found[1]) > 50, summary
+    assert "measured on the GPU" in done.stdout
 
 
 def kernel_that_is_wrong(double: Double, name: str) -> list[str]:

@@ -417,12 +417,6 @@ def test_an_unknown_engine(engine: str, tiny_bundle: Bundle) -> None:
     assert f"no engine {engine!r}" in refusal(lambda: Scorer.open(tiny_bundle, engine))
 
 
-@pytest.mark.parametrize("engine", ["trt", "rtx"])
-def test_an_engine_that_is_not_here(engine: str, tiny_bundle: Bundle) -> None:
-    message = refusal(lambda: Scorer.open(tiny_bundle, engine))
-    assert f"engine {engine} is not available" in message
-
-
 def test_no_bundle(tmp_path: Path) -> None:
     assert "no bundle at" in refusal(lambda: Scorer.open(tmp_path / "nothing"))
     assert "no bundle at" in refusal(lambda: Scorer.open(str(tmp_path / "nothing"), "ort"))
