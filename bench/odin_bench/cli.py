@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from odin_bench.flags import parser
 from odin_engines import command
-from odin_engines.engine import ENGINE_NAMES, converts, resolve
+from odin_engines.engine import ENGINES, converts, resolve
 from odin_engines.errors import OdinError
-from odin_engines.spec import DEFAULT_MAGNITUDE, DEFAULT_TEMPERATURE
 
 if TYPE_CHECKING:
     from odin_bench.datasets import Dataset
@@ -21,181 +21,65 @@ if TYPE_CHECKING:
     from odin_engines.bundle import Bundle
     from odin_runtime import Scorer
 
-_DESCRIPTION = """\
-Score in-distribution images against out-of-distribution images, print the table of the ODIN release
-for each set, and check the engine against the PyTorch reference.
-"""
-_EXAMPLES = """\
-examples:
-  odin-bench densenet10 --limit 1000
-        every set at hand, 1,000 images a side
-  odin-bench densenet10 --out-dataset Imagenet SVHN photos/ --json results.json
-        these sets, 9,000 images a side as in the release; photos/ is a folder of images
-  odin-bench my-bundle --engine ort --checkpoint mine.pth
-        a bundle; the checkpoint is needed for the PyTorch reference only
-  odin-bench --nn densenet10 --out_dataset Imagenet --magnitude 0.0014 --temperature 1000 --gpu 0
-        as the release's own program is called
-
-data sets: cifar10 and cifar100 in-distribution; Imagenet, Imagenet_resize, LSUN, LSUN_resize, iSUN,
-  SVHN, DTD, CIFAR-100, Uniform, Gaussian out of it; any .npz file with x, uint8 (N, H, W, 3); any
-  folder of images. They are looked for in --data, $ODIN_DATA and the cache folder.
-"""
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run odin-bench; return its exit status: 0 done, 1 refused, 130 interrupted."""
-    parsed = _parser().parse_args(arguments)
+    parsed = parser().parse_args(arguments)
     return command.run("odin-bench", lambda: _bench(parsed))
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="odin-bench",
-        description=_DESCRIPTION,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    model = parser.add_argument_group("what is scored")
-    model.add_argument(
-        "model",
-        nargs="?",
-        metavar="MODEL-or-BUNDLE",
-        help="a bundle's folder, or densenet10, densenet100, wideresnet10 or wideresnet100, which "
-        "is then exported into the cache (default: densenet10)",
-    )
-    model.add_argument("--nn", metavar="MODEL", help="the same, as the release spells it")
-    _add_model_options(model)
-    _add_data_options(parser.add_argument_group("on what images"))
-    _add_result_options(parser.add_argument_group("how, and what comes out"))
-    return parser
-
-
-def _add_model_options(group: argparse._ArgumentGroup) -> None:
-    from odin_export.flags import add_model_options
-
-    add_model_options(group)
-    group.add_argument(
-        "--magnitude",
-        metavar="M",
-        help="of the perturbation, for pixels in [0, 1]; 'release' takes the published one for "
-        f"each set (default: the bundle's, or {DEFAULT_MAGNITUDE:g})",
-    )
-    group.add_argument(
-        "--temperature",
-        type=float,
-        metavar="T",
-        help=f"of the softmax (default: the bundle's, or {DEFAULT_TEMPERATURE:g})",
-    )
-
-
-def _add_data_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--in-dataset",
-        "--in_dataset",
-        metavar="NAME",
-        help="(default: the one that the network was trained on)",
-    )
-    group.add_argument(
-        "--out-dataset",
-        "--out_dataset",
-        nargs="+",
-        metavar="NAME",
-        help="one or several (default: every set at hand)",
-    )
-    group.add_argument("--data", type=Path, metavar="DIR", help="folder to look for sets in first")
-    group.add_argument(
-        "--crop",
-        type=_positive,
-        metavar="N",
-        help="score the inner N x N pixels of larger images: 32 for the release's 36x36 images "
-        "without their black border (default: all pixels, as the release does)",
-    )
-    group.add_argument(
-        "--resize",
-        type=_positive,
-        metavar="N",
-        help="scale images to N x N pixels, bilinearly (default: the size that the network takes, "
-        "if it takes one only, or its smallest, if they are smaller)",
-    )
-    group.add_argument(
-        "--limit",
-        type=_positive,
-        metavar="N",
-        default=9000,
-        help="at most N images a side, after the 1,000 that the release leaves for tuning "
-        "(default: %(default)s)",
-    )
-
-
-def _add_result_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--engine",
-        choices=ENGINE_NAMES,
-        default="auto",
-        help="auto is the fastest that is installed; torch is the reference (default: auto)",
-    )
-    group.add_argument("--threads", type=_positive, metavar="N", help="of the engine")
-    group.add_argument(
-        "--metrics",
-        choices=("exact", "reference"),
-        default="exact",
-        help="exact, or the release's threshold scan (default: %(default)s)",
-    )
-    group.add_argument(
-        "--parity",
-        type=_positive_or_zero,
-        metavar="N",
-        default=256,
-        help="check the engine against PyTorch on N images of each side of the first set; 0 "
-        "leaves the check out (default: %(default)s)",
-    )
-    group.add_argument("--json", type=Path, metavar="FILE", help="write the results to FILE")
-    group.add_argument("--doctor", action="store_true", help="tell what can score here, or why not")
-    group.add_argument(
-        "--gpu",
-        metavar="N",
-        help="accepted as in the release; the engines of this version run on the CPU",
-    )
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: give a whole number from 1")
-    return int(text)
-
-
-def _positive_or_zero(text: str) -> int:
-    return 0 if text == "0" else _positive(text)
 
 
 def _bench(parsed: argparse.Namespace) -> int:
     _check_json_folder(parsed.json)
+    info = ENGINES.get(parsed.engine)
+    if parsed.gpu is not None and info is not None and info.gpu_extra:
+        _show_one_gpu(parsed.gpu)
     if parsed.doctor:
         from odin_bench.doctor import diagnose
 
-        return diagnose(parsed.nn or parsed.model, parsed.json)
-    from odin_bench import datasets
-    from odin_bench.evaluation import Evaluation, check_classes
-
-    if parsed.gpu is not None:
-        _say(f"--gpu {parsed.gpu} changes nothing: the engines of this version run on the CPU")
+        return diagnose(parsed.nn or parsed.model, parsed.engine, parsed.json)
     engine = resolve(parsed.engine, parsed.precision or "fp32")
+    if parsed.gpu is not None and (info is None or not info.gpu_extra):
+        _say(f"--gpu {parsed.gpu} changes nothing: --engine {parsed.engine} is not one for a GPU")
     bundle = _bundle(parsed, engine)
     magnitude_of = _magnitudes(parsed, bundle)
-    scorer = _scorer(parsed, bundle)
-    in_name = parsed.in_dataset or bundle.spec.in_dataset
-    if in_name is None:
-        raise OdinError("the bundle names no in-distribution set; give one with --in-dataset")
-    in_set = datasets.load(in_name, parsed.data, role="in")
-    in_set = _cropped(in_set, parsed.crop)
-    check_classes(scorer, in_set)
+    with _scorer(parsed, bundle) as scorer:
+        return _score_sets(parsed, scorer, magnitude_of)
+
+
+def _show_one_gpu(number: int) -> None:
+    """Let CUDA see this GPU alone, before it is first asked: then it is every engine's first.
+
+    Raises:
+        OdinError: the user has left CUDA fewer GPUs.
+    """
+    left = os.environ.get(_VISIBLE)
+    if left is None:
+        os.environ[_VISIBLE] = str(number)
+        return
+    names = [name for name in left.split(",") if name]
+    if number >= len(names):
+        raise OdinError(
+            f"--gpu {number}: {_VISIBLE}={left} leaves {len(names)} GPUs, counted from 0"
+        )
+    os.environ[_VISIBLE] = names[number]
+
+
+def _score_sets(
+    parsed: argparse.Namespace, scorer: Scorer, magnitude_of: Callable[[str], float]
+) -> int:
+    """Score and print all sets; return the exit status."""
+    from odin_bench.evaluation import Evaluation
+
+    in_set = _in_set(parsed, scorer)
     size = _size(parsed, scorer, in_set)
     out_sets = _out_sets(parsed, scorer, in_set, size)
     settings = [_setting(parsed, scorer, magnitude_of(out_set.name)) for out_set in out_sets]
+    spec = scorer.spec
     _say(
-        f"{bundle.spec.architecture}, weights {bundle.spec.checkpoint}, engine {scorer.engine}, "
-        f"{scorer.precision}, {bundle.spec.method}; {in_set.name} from {in_set.source}"
+        f"{spec.architecture}, weights {spec.checkpoint}, engine {scorer.engine}, "
+        f"{scorer.precision}, {spec.method}; {in_set.name} from {in_set.source}"
     )
     evaluation = Evaluation(scorer, in_set, _progress_bar, size)
     results: list[Result] = []
@@ -204,7 +88,7 @@ def _bench(parsed: argparse.Namespace) -> int:
     try:
         for out_set, setting in zip(out_sets, settings, strict=True):
             results.append(evaluation.run(out_set, setting))
-            _print_result(results[-1], bundle)
+            _print_result(results[-1], scorer.bundle)
             if len(results) == 1 and parsed.parity > 0:
                 parity = _parity(parsed, evaluation, out_set, setting)
     except KeyboardInterrupt:
@@ -215,6 +99,18 @@ def _bench(parsed: argparse.Namespace) -> int:
             _print_summary(results, scorer, parity)
             _write_json(parsed, scorer, results, parity)
     return status
+
+
+def _in_set(parsed: argparse.Namespace, scorer: Scorer) -> Dataset:
+    from odin_bench import datasets
+    from odin_bench.evaluation import check_classes
+
+    name = parsed.in_dataset or scorer.spec.in_dataset
+    if name is None:
+        raise OdinError("the bundle names no in-distribution set; give one with --in-dataset")
+    in_set = _cropped(datasets.load(name, parsed.data, role="in"), parsed.crop)
+    check_classes(scorer, in_set)
+    return in_set
 
 
 def _size(parsed: argparse.Namespace, scorer: Scorer, in_set: Dataset) -> tuple[int, int] | None:
@@ -279,9 +175,11 @@ def _check_json_folder(path: Path | None) -> None:
 
 
 def _bundle(parsed: argparse.Namespace, engine: str) -> Bundle:
-    from odin_bench.models import find_bundle
+    from odin_bench.models import find_bundle, with_plans
+    from odin_engines.bundle import is_bundle
     from odin_export.exporter import Options
     from odin_export.flags import given_options
+    from odin_runtime.scorer import PLAN_ENGINES
 
     if parsed.nn and parsed.model:
         raise OdinError(f"MODEL {parsed.model} and --nn {parsed.nn} are both given; give one")
@@ -292,6 +190,8 @@ def _bundle(parsed: argparse.Namespace, engine: str) -> Bundle:
         del given["precision"]  # an fp32 bundle serves
     options = Options(**given, tunable=True)  # type: ignore[arg-type]
     bundle = find_bundle(name, parsed.checkpoint, options, lambda step: _say(f"{name}: {step}"))
+    if engine in PLAN_ENGINES and not is_bundle(Path(name)):  # a user's own is left as it is
+        bundle = with_plans(bundle, engine, lambda step: _say(f"{name}: {step}"))
     for flag in ("mean", "std", "method"):
         asked, has = given.get(flag), getattr(bundle.spec, flag)
         if isinstance(asked, tuple) and len(asked) == 1:  # one value for all channels
@@ -419,15 +319,21 @@ def _print_summary(results: list[Result], scorer: Scorer, parity: Parity | None)
     if spec.method == "first-order":
         print("method: first-order, an approximation of ODIN; --method exact gives ODIN itself")
     if parity is not None:
-        print(
-            f"parity of {scorer.engine} ({scorer.precision}) with PyTorch on {parity.images} "
-            f"images of {first.in_dataset} and {first.out_dataset}:\n"
-            f"  gradient signs agree {100 * parity.sign_agreement:.3f} %, "
-            f"labels {100 * parity.label_agreement:.3f} %; "
-            f"largest score difference {parity.max_abs_score_difference:.1e}\n"
-            f"  AUROC differs by {parity.auroc_difference:+.5f}, "
-            f"FPR at TPR 95 % by {parity.fpr95_difference:+.5f}"
-        )
+        _print_parity(parity, first, scorer)
+
+
+def _print_parity(parity: Parity, first: Result, scorer: Scorer) -> None:
+    signs = "gradient signs are not compared, which plans do not give"
+    if parity.sign_agreement is not None:
+        signs = f"gradient signs agree {100 * parity.sign_agreement:.3f} %"
+    print(
+        f"parity of {scorer.engine} ({scorer.precision}) with PyTorch on {parity.images} "
+        f"images of {first.in_dataset} and {first.out_dataset}:\n"
+        f"  {signs}, labels {100 * parity.label_agreement:.3f} %; "
+        f"largest score difference {parity.max_abs_score_difference:.1e}\n"
+        f"  AUROC differs by {parity.auroc_difference:+.5f}, "
+        f"FPR at TPR 95 % by {parity.fpr95_difference:+.5f}"
+    )
 
 
 def _progress_bar(title: str, count: int) -> Callable[[int], object]:

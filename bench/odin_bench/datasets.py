@@ -22,6 +22,8 @@ from PIL import Image
 
 from odin_bench import image_files
 from odin_engines.errors import OdinError
+from odin_engines.files import user_cache
+from odin_engines.packages import install_command
 
 Role = Literal["in", "out"]
 
@@ -159,16 +161,10 @@ def cache_folder() -> Path:
     Raises:
         OdinError: this user has no home folder.
     """
-    # The XDG specification has relative paths ignored.
-    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if not base.is_absolute():
-        try:
-            base = Path.home() / ".cache"
-        except RuntimeError as error:
-            raise OdinError(
-                "this user has no home folder to keep image sets in; set XDG_CACHE_HOME"
-            ) from error
-    return base / "odin-ood" / "data"
+    cache = user_cache()
+    if cache is None:
+        raise OdinError("this user has no home folder to keep image sets in; set XDG_CACHE_HOME")
+    return cache / "data"
 
 
 def search_path(data: Path | None = None) -> list[Path]:
@@ -346,9 +342,7 @@ def _fetch(name: str, folders: list[Path]) -> Path:
     try:
         from odin_bench import download
     except ImportError as error:
-        raise OdinError(
-            f"fetching {name} needs {error.name}; pip install 'odin-ood[cpu]'"
-        ) from error
+        raise OdinError(f"fetching {name} needs {error.name}; {install_command()}") from error
     return download.fetch(download.SOURCES[name], cache_folder(), look_in=folders)
 
 

@@ -20,18 +20,23 @@ from typing import Any, get_args
 
 from odin_bench import machine
 from odin_bench.machine import Machine
+from odin_bench.published import RESULTS
 from odin_engines import engine as engines
-from odin_engines.bundle import FORWARD, GRADIENT, ODIN, Bundle, read_bundle
+from odin_engines.bundle import Bundle, is_bundle, read_bundle
 from odin_engines.cuda_probe import Driver, ask_driver
 from odin_engines.engine import ENGINES
 from odin_engines.errors import OdinError
 from odin_engines.files import replacing
-from odin_engines.packages import installed, version_of
+from odin_engines.packages import install_command, installed, version_of
+from odin_engines.plan_sets import form_graphs
 from odin_engines.spec import Precision
 from odin_engines.tensorrt_engine import plan_problem
-from odin_runtime.driver_reasons import PACKAGES, Reason, missing_package
+from odin_runtime.driver import DRIVERS
+from odin_runtime.driver_reasons import missing_package
+from odin_runtime.gpu_scorer import choose_form
+from odin_runtime.kernels import FATBIN
+from odin_runtime.scorer import PLAN_ENGINES
 
-_PLAN_ENGINES = ("trt", "rtx")
 # What pip calls each engine's packages; the first that is installed tells the version.
 _DISTRIBUTIONS = {
     "openvino": ("openvino",),
@@ -44,7 +49,6 @@ _DISTRIBUTIONS = {
 }
 _CPU_MODULES = {"openvino": "openvino", "ort": "onnxruntime"}
 _USUAL_FOLDER = "/usr/local/cuda/bin"
-_FAT_BINARY = "odin_kernels.fatbin"
 _DRIVER_REMEDY = (
     "GPU engines take a machine with an NVIDIA GPU and its driver; a container has to be given the "
     "GPU, as with --gpus all"
@@ -128,33 +132,43 @@ def examine(path: Path | None = None) -> Report:
     """
     bundle = None if path is None else read_bundle(path)
     here, driver = machine.describe(), ask_driver()
-    states = [_engine(name, bundle, here, driver) for name in (*ENGINES, "torch")]
+    drivers, kernels = tuple(_drivers(driver)), _kernels()
+    lacks = _lacks_of_plans(drivers, kernels) if driver.problem is None else ()
+    states = [_engine(name, bundle, here, driver, lacks) for name in (*ENGINES, "torch")]
     return Report(
         version=version_of("odin-ood"),
         machine=here,
         driver=driver,
         engines=tuple(states),
         auto=_auto("fp32" if bundle is None else bundle.spec.precision),
-        parts=(*_drivers(driver), _kernels(), _nvcc()),
+        parts=(*drivers, kernels, _nvcc()),
         bundle=None if bundle is None else str(bundle.path),
     )
 
 
-def diagnose(bundle: str | None, json_file: Path | None) -> int:
+def diagnose(model: str | None, engine: str, json_file: Path | None) -> int:
     """Print the report, and write it to a file where one is given.
 
+    Args:
+        model: the folder of a bundle, or the name of a network, of which no engine wants more than
+            of any other; None for neither.
+        engine: the one that is asked about; "auto" for any.
+        json_file: where `as_json` goes, or None.
+
     Returns:
-        the exit status: 0 if at least one engine can score, else 1.
+        the exit status: 0 if that engine, or at least one, can score; else 1.
 
     Raises:
         OdinError: there is no whole bundle, or the file cannot be written.
     """
-    report = examine(Path(bundle) if bundle else None)
+    named = model in RESULTS and not is_bundle(Path(model))
+    report = examine(Path(model) if model and not named else None)
     print(as_text(report))
     if json_file:
         with replacing(json_file) as temporary:
             temporary.write_text(json.dumps(as_json(report), indent=1) + "\n", "utf-8")
-    return 0 if any(state.available for state in report.engines) else 1
+    asked = [state for state in report.engines if engine in ("auto", state.name)]
+    return 0 if any(state.available for state in asked) else 1
 
 
 def as_json(report: Report) -> dict[str, Any]:
@@ -197,17 +211,24 @@ def _auto(precision: Precision) -> str | None:
         return None
 
 
-def _engine(name: str, bundle: Bundle | None, here: Machine, driver: Driver) -> EngineState:
+def _engine(
+    name: str,
+    bundle: Bundle | None,
+    here: Machine,
+    driver: Driver,
+    lacks_of_plans: tuple[str, ...],
+) -> EngineState:
     version = next(iter(installed(_DISTRIBUTIONS[name]).values()), None)
     summary = "PyTorch, the reference" if name == "torch" else ENGINES[name].summary
     precisions: tuple[str, ...] = ("fp32",)
     if name == "torch":
         # Not imported, which takes seconds.
         absent = find_spec("torch") is None
-        reasons = ["torch is not installed: pip install 'odin-ood[cpu]'"] if absent else []
+        reasons = [f"torch is not installed: {install_command()}"] if absent else []
     else:
         reasons = list(_reasons(name, bundle))
-        precisions = tuple(p for p in get_args(Precision) if _reason(name, p) is None)
+        reasons += lacks_of_plans if name in PLAN_ENGINES else ()
+        precisions = tuple(_precisions(name, bundle))
     on_cpu = name == "torch" or name in _CPU_MODULES
     devices = (here.cpu,) if on_cpu else tuple(device.name for device in driver.devices)
     if reasons:
@@ -215,21 +236,30 @@ def _engine(name: str, bundle: Bundle | None, here: Machine, driver: Driver) -> 
     return EngineState(name, summary, version, precisions, devices, tuple(reasons))
 
 
+def _precisions(name: str, bundle: Bundle | None) -> Iterator[str]:
+    """Those in which an engine computes a bundle, or other bundles."""
+    for precision in get_args(Precision):
+        if bundle is not None and engines.takes_precision(name, bundle.spec, precision):
+            continue
+        if _reason(name, precision) is None:
+            yield precision
+
+
 def _reasons(name: str, bundle: Bundle | None) -> Iterator[str]:
     """Why an engine cannot score a bundle, or anything."""
     asked: Precision = "fp32" if bundle is None else bundle.spec.precision
     reason = _reason(name, asked)
     if reason is not None:
-        yield reason
+        yield from reason.splitlines()
     if bundle is None:
         return
-    if name in _PLAN_ENGINES:
+    if (problem := engines.takes_precision(name, bundle.spec, asked)) is not None:
+        yield problem
+    elif name in PLAN_ENGINES:
         problem = _plan_problem(bundle, name)
         # Of what is wrong with the machine, both tell; of the plan, the second alone.
         if problem is not None and not (reason and _said(reason, problem)):
             yield problem
-    elif (problem := engines.takes_precision(name, bundle.spec, asked)) is not None:
-        yield problem
 
 
 def _reason(name: str, precision: Precision) -> str | None:
@@ -243,11 +273,8 @@ def _reason(name: str, precision: Precision) -> str | None:
 
 
 def _plan_problem(bundle: Bundle, engine: str) -> str | None:
-    """Why none of a bundle's plans for the engine can run."""
-    if bundle.plan(engine, ODIN) is None and bundle.plan(engine, GRADIENT) is not None:
-        graphs = [GRADIENT] if bundle.spec.method == "first-order" else [GRADIENT, FORWARD]
-    else:
-        graphs = [ODIN]
+    """Why the plans that would be opened cannot run."""
+    graphs = form_graphs(choose_form(bundle, engine), bundle.spec)
     problems = (plan_problem(bundle, engine, graph) for graph in graphs)
     return next((problem for problem in problems if problem is not None), None)
 
@@ -259,70 +286,65 @@ def _said(reason: str, problem: str) -> bool:
 # Parts
 
 
+def _lacks_of_plans(drivers: tuple[Part, ...], kernels: Part) -> tuple[str, ...]:
+    """What plans need beside TensorRT, and is missing."""
+    lacks = [] if kernels.reason is None else [kernels.reason]
+    if all(part.reason is not None for part in drivers):
+        lacks += [f"neither {' nor '.join(part.name for part in drivers)}: {drivers[0].reason}"]
+    return tuple(lacks)
+
+
 def _drivers(driver: Driver) -> Iterator[Part]:
     """What launches kernels from Python; one of the two is enough."""
-    for name in PACKAGES:
-        reason = _absent(name)
-        if reason is None and driver.problem is None:  # pycuda is not imported without a driver
-            reason = missing_package(name)
+    for name in DRIVERS:
+        # Importing pycuda takes the driver's library.
+        reason = missing_package(name, try_import=driver.problem is None)
         if reason is None:
             yield Part(name, version_of(name) or "of an unknown version")
         else:
             yield Part(name, None, f"{reason.cause}: {reason.remedy}")
 
 
-def _absent(name: str) -> Reason | None:
-    """What of a package is not installed; imports no more than the folders around it."""
-    for module, cause, remedy in PACKAGES[name]:
-        try:
-            found = find_spec(module)
-        except ImportError:  # the folder around it is missing
-            found = None
-        if found is None:
-            return Reason(cause, remedy)
-    return None
-
-
 def _kernels() -> Part:
     """The CUDA kernels, compiled."""
-    file = importlib.resources.files("odin_runtime") / _FAT_BINARY
+    file = importlib.resources.files("odin_runtime") / FATBIN
     if file.is_file():
         return Part("kernels", f"{len(file.read_bytes()) / 2**10:.0f} KiB, {file}")
     return Part(
         "kernels",
         None,
-        f"{_FAT_BINARY} is not in this installation, which was made without nvcc: install odin-ood "
-        "again where nvcc is found",
+        f"{FATBIN}, which trt and rtx need, is not in this installation: install odin-ood where "
+        "nvcc is found",
     )
 
 
 def _nvcc() -> Part:
     """The compiler of CUDA, needed only to make the kernels."""
-    candidates = list(_nvcc_candidates())
-    if not candidates:
+    nvcc = next(_nvcc_candidates(), None)
+    if nvcc is None:
         return Part("nvcc", None, "not found; it is needed only to compile the kernels")
     try:
         done = subprocess.run(
-            [candidates[0], "--version"], capture_output=True, text=True, timeout=30, check=False
+            [nvcc, "--version"], capture_output=True, text=True, timeout=30, check=False
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        return Part("nvcc", None, f"{candidates[0]} does not run ({error})")
+        return Part("nvcc", None, f"{nvcc} does not run ({error})")
     version = re.search(r"release [\d.]+, V([\d.]+)", done.stdout)
     if done.returncode or version is None:
-        return Part("nvcc", None, f"{candidates[0]} does not tell its version")
-    return Part("nvcc", f"{version[1]}, {candidates[0]}")
+        return Part("nvcc", None, f"{nvcc} does not tell its version")
+    return Part("nvcc", f"{version[1]}, {nvcc}")
 
 
 def _nvcc_candidates() -> Iterator[str]:
-    """Where the build looks for nvcc, in its order."""
-    explicit = os.environ.get("CUDACXX")
-    if explicit and (found := shutil.which(explicit)):
-        yield found
-    packages = Path(sysconfig.get_path("purelib")) / "nvidia"
+    """Where the build looks for nvcc, in its order (runtime/cmake/OdinNvcc.cmake)."""
+    asked = os.environ.get("CUDACXX")
+    if asked:  # a wrong name is told, not replaced by another nvcc
+        yield shutil.which(asked) or asked
+        return
     toolkit = os.environ.get("CUDA_PATH")
+    packages = Path(sysconfig.get_path("purelib")) / "nvidia" / "cu13" / "bin"
     folders = [f"{toolkit}/bin"] if toolkit else []
-    folders += [os.environ.get("PATH", ""), _USUAL_FOLDER]
-    folders += sorted((str(folder) for folder in packages.glob("cu*/bin")), reverse=True)
+    folders += [os.environ.get("PATH", ""), str(packages), _USUAL_FOLDER]
     for folder in folders:
         if found := shutil.which("nvcc", path=folder):
             yield found

@@ -14,6 +14,7 @@ from typing import BinaryIO
 import numpy as np
 
 from odin_engines.errors import OdinError
+from odin_engines.packages import install_command
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
 _WANTED = "an .npz file with x: uint8 (N, H, W, 3) RGB, and optionally y: integer labels (N,)"
@@ -147,5 +148,5 @@ def _pillow() -> ModuleType:
     try:
         from PIL import Image
     except ImportError as error:
-        raise OdinError("reading images needs Pillow; pip install 'odin-ood[cpu]'") from error
+        raise OdinError(f"reading images needs Pillow; {install_command()}") from error
     return Image

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from odin_engines.errors import OdinError
+from odin_engines.packages import install_command
 
 Grid = tuple[float, float]
 _Scores = npt.NDArray[np.float64]
@@ -182,8 +183,7 @@ def _sklearn_metrics() -> ModuleType:
         import sklearn.metrics
     except ImportError as error:
         raise OdinError(
-            "exact metrics need scikit-learn: pip install 'odin-ood[cpu]', "
-            "or use --metrics reference"
+            f"exact metrics need scikit-learn: {install_command()}, or use --metrics reference"
         ) from error
     module: ModuleType = sklearn.metrics
     return module

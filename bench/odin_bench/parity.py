@@ -12,7 +12,7 @@ from odin_engines.bundle import GRADIENT
 from odin_engines.engine import open_graph
 from odin_engines.torch_reference import TorchReference
 from odin_runtime import Scorer
-from odin_runtime.scorer import normalised
+from odin_runtime.scorer import PLAN_ENGINES, normalised
 
 # Small batches keep the reference's memory low; its speed hardly depends on them.
 _BATCH = 16
@@ -44,14 +44,14 @@ class Parity:
         images: how many, of both sets together.
         max_abs_score_difference: largest difference of two ODIN scores.
         sign_agreement: share of the input gradient's elements whose sign is the same, sign(0)
-            being +1.
+            being +1; None where the engine gives no gradient.
         label_agreement: share of images with the same predicted class.
         auroc_difference, fpr95_difference: engine minus reference, of the ODIN score's metrics.
     """
 
     images: int
     max_abs_score_difference: float
-    sign_agreement: float
+    sign_agreement: float | None
     label_agreement: float
     auroc_difference: float
     fpr95_difference: float
@@ -84,15 +84,19 @@ def trace_engine(
     signs: int | None = None,
     threads: int | None = None,
 ) -> Trace:
-    """Score raw images, uint8 (N, H, W, C), with `odin.onnx`; the signs come from `gradient.onnx`.
+    """Score raw images, uint8 (N, H, W, C), as a user does; the signs come from `gradient.onnx`.
 
-    `signs`: of how many images, the first ones; None is all. `threads`: of the engine.
+    `signs`: of how many images, the first ones; None is all; engines that run plans give none.
+    `threads`: of the engine.
 
     Raises:
         OdinError: the images do not fit the bundle, or it has another temperature or magnitude.
     """
-    graph = scorer.bundle.file(GRADIENT)
-    session = open_graph(scorer.engine, graph, scorer.precision, threads)
+    if scorer.engine in PLAN_ENGINES:
+        signs = 0
+    if signs != 0:
+        graph = scorer.bundle.file(GRADIENT)
+        session = open_graph(scorer.engine, graph, scorer.precision, threads)
     tuned = {"temperature": np.array(temperature, np.float32)} if scorer.spec.tunable else {}
     parts = []
     for start in range(0, len(images), _BATCH):
@@ -121,11 +125,12 @@ def compare(engine: tuple[Trace, Trace], reference: tuple[Trace, Trace]) -> Pari
     same_signs = sum(
         int((found.positive == true.positive[: len(found.positive)]).sum()) for found, true in pairs
     )
+    signs = sum(found.positive.size for found in engine)
     same_labels = sum(int((found.label == true.label).sum()) for found, true in pairs)
     return Parity(
         images,
         max(float(np.abs(found.score - true.score).max()) for found, true in pairs),
-        same_signs / sum(found.positive.size for found in engine),
+        same_signs / signs if signs else None,
         same_labels / images,
         ours.auroc - theirs.auroc,
         ours.fpr95 - theirs.fpr95,

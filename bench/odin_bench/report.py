@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import platform
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from odin_bench import machine
 from odin_bench.evaluation import Result
 from odin_bench.parity import Parity
+from odin_engines.cuda_probe import ask_driver
 from odin_engines.files import replacing
+from odin_engines.packages import installed
 from odin_runtime import Scorer
 
-_PACKAGES = ("odin-ood", "numpy", "torch", "onnx", "onnxruntime", "openvino", "scikit-learn")
+_PACKAGES = (
+    *("odin-ood", "numpy", "torch", "onnx", "onnxruntime", "openvino", "scikit-learn"),
+    *("onnxruntime-gpu", "tensorrt-cu13", "tensorrt-cu12", "tensorrt-rtx-cu13"),
+    *("cuda-core", "pycuda"),
+)
 
 
 def as_json(scorer: Scorer, results: Sequence[Result], parity: Parity | None) -> dict[str, Any]:
@@ -47,27 +52,12 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 def environment() -> dict[str, Any]:
     """The machine and the versions that the results depend on."""
-    versions = {}
-    for name in _PACKAGES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
+    here = machine.describe()
     return {
-        "python": platform.python_version(),
+        "python": here.python,
         "platform": platform.platform(),
-        "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
-        "packages": versions,
+        "processor": here.cpu,
+        "cores": here.usable_threads,
+        "gpus": [device.name for device in ask_driver().devices],
+        "packages": installed(_PACKAGES),
     }
-
-
-def _processor() -> str:
-    information = Path("/proc/cpuinfo")
-    if information.is_file():
-        for line in information.read_text("utf-8", "replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

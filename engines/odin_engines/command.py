@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 
 from odin_engines.errors import OdinError
+from odin_engines.packages import install_command
 
 REFUSED, INTERRUPTED = 1, 130
 
@@ -13,7 +14,8 @@ REFUSED, INTERRUPTED = 1, 130
 def run(name: str, work: Callable[[], int]) -> int:
     """Run a command; return its exit status.
 
-    What the user can mend becomes one line on standard error, and status 1; Ctrl-C is 130.
+    What the user can mend becomes a line on standard error, or two (why, and what would help), and
+    status 1; Ctrl-C is 130.
     """
     try:
         return work()
@@ -23,7 +25,7 @@ def run(name: str, work: Callable[[], int]) -> int:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("odin_"):
             raise
-        _complain(name, f"{error.name} is not installed; try: pip install 'odin-ood[cpu]'")
+        _complain(name, f"{error.name} is not installed; try: {install_command()}")
         return REFUSED
     except OSError as error:  # a full disk, a file taken away, permissions
         _complain(name, f"{error.filename or 'a file'}: {error.strerror or error}")

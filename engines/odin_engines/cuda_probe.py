@@ -21,6 +21,7 @@ NO_DRIVER = f"no NVIDIA driver ({LIBRARY}) is found"
 _SMI = "look at nvidia-smi"
 # What mends the errors that cuInit gives in practice, by CUresult.
 _HINTS = {
+    3: "CUDA does not survive a fork: start processes by multiprocessing's method spawn",
     34: "the CUDA toolkit's stub was found in its place: take its folder off LD_LIBRARY_PATH",
     _NO_DEVICE: "look at nvidia-smi and CUDA_VISIBLE_DEVICES",
     802: "start the service nvidia-fabricmanager, or wait until it is up",

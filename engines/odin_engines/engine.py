@@ -11,7 +11,9 @@ from typing import Protocol
 
 import numpy as np
 
+from odin_engines.cuda_probe import OLDEST_DRIVERS, ask_driver
 from odin_engines.errors import OdinError
+from odin_engines.packages import install_command
 from odin_engines.spec import Precision, Spec
 
 Arrays = Mapping[str, np.ndarray]
@@ -28,7 +30,10 @@ class Engine(Protocol):
     """A module of this package that opens ONNX graphs."""
 
     def unavailable(self, precision: Precision) -> str | None:
-        """Why the engine cannot run here in this precision, and the remedy; None if it can."""
+        """Why the engine cannot run here in this precision, and the remedy; None if it can.
+
+        Where several things are missing, each has a line.
+        """
 
     def open_graph(self, graph: Path, precision: Precision, threads: int | None) -> Session:
         """Open an ONNX file; `threads` None leaves their number to the engine."""
@@ -36,11 +41,19 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """Where an engine is found."""
+    """Where an engine is found.
+
+    Attributes:
+        name: for --engine.
+        module: of this package.
+        summary: what it is.
+        gpu_extra: of odin-ood, which installs what it needs on a GPU; None if it runs on the CPU.
+    """
 
     name: str
     module: str
     summary: str
+    gpu_extra: str | None = None
 
 
 # The fastest first, as measured on a CPU: `auto` takes the first that is available.
@@ -49,10 +62,10 @@ ENGINES = {
     for info in (
         EngineInfo("openvino", "odin_engines.openvino_engine", "OpenVINO on the CPU"),
         EngineInfo("ort", "odin_engines.ort_engine", "ONNX Runtime on the CPU"),
-        EngineInfo("ort-cuda", "odin_engines.ort_cuda_engine", "ONNX Runtime with CUDA"),
-        EngineInfo("ort-trt", "odin_engines.ort_trt_engine", "ONNX Runtime with TensorRT"),
-        EngineInfo("trt", "odin_engines.tensorrt_engine", "TensorRT"),
-        EngineInfo("rtx", "odin_engines.rtx_engine", "TensorRT for RTX"),
+        EngineInfo("ort-cuda", "odin_engines.ort_cuda_engine", "ONNX Runtime with CUDA", "gpu"),
+        EngineInfo("ort-trt", "odin_engines.ort_trt_engine", "ONNX Runtime with TensorRT", "gpu"),
+        EngineInfo("trt", "odin_engines.tensorrt_engine", "TensorRT", "gpu"),
+        EngineInfo("rtx", "odin_engines.rtx_engine", "TensorRT for RTX", "rtx"),
     )
 }
 # In what an engine computes a float32 graph by itself; others take the precision from the graph.
@@ -76,13 +89,13 @@ def resolve(name: str, precision: Precision) -> str:
         return _fastest(precision)
     if name == "torch":
         if find_spec("torch") is None:
-            raise OdinError("engine torch needs PyTorch: pip install 'odin-ood[cpu]'")
+            raise OdinError(f"engine torch needs PyTorch: {install_command()}")
         return name
     if name not in ENGINES:
         raise OdinError(f"no engine {name!r}; choose from {', '.join(ENGINE_NAMES)}")
     reason = unavailable(name, precision)
     if reason is not None:
-        raise OdinError(f"engine {name} is not available: {reason}")
+        raise OdinError(_without_a_gpu(name) or f"engine {name} is not available: {reason}")
     return name
 
 
@@ -133,8 +146,21 @@ def _fastest(precision: Precision) -> str:
         reason = unavailable(name, precision)
         if reason is None:
             return name
-        reasons.append(f"{name}: {reason}")
+        reasons.append(f"{name}: {'; '.join(reason.splitlines())}")
     raise OdinError("no engine is available here\n  " + "\n  ".join(reasons))
+
+
+def _without_a_gpu(name: str) -> str | None:
+    """Two lines where it is the GPU that an engine lacks: why it cannot run, and what would."""
+    extra = ENGINES[name].gpu_extra
+    problem = None if extra is None else ask_driver().problem
+    if problem is None:
+        return None
+    return (
+        f"engine {name} is not available: {problem}\n"
+        f"It takes an NVIDIA GPU, driver {max(OLDEST_DRIVERS.values())} or newer and "
+        f"pip install 'odin-ood[{extra}]'; here: openvino or ort"
+    )
 
 
 def _module(name: str) -> Engine:

@@ -30,12 +30,13 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = unused_name(path)
     try:
         temporary.touch(exist_ok=False)
-        yield temporary
-        temporary.replace(path)
+        try:
+            yield temporary
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise OdinError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def unused_name(path: Path) -> Path:

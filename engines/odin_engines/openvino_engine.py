@@ -21,7 +21,7 @@ _WRITTEN = ("f16", "bf16")  # element types that only a graph of such a precisio
 
 def unavailable(precision: Precision) -> str | None:
     """Why OpenVINO cannot be used here in this precision, and the remedy; None if it can."""
-    missing = missing_package("openvino", "pip install 'odin-ood[cpu]'")
+    missing = missing_package("openvino", "pip install openvino")
     if missing or precision != "bf16":
         return missing
     import openvino

@@ -10,7 +10,7 @@ from odin_engines.spec import Precision
 
 
 def unavailable(precision: Precision) -> str | None:
-    """Why the provider cannot be used here, and the remedies; None if it can.
+    """Why the provider cannot be used here, each thing with its remedy a line; None if it can.
 
     The precision is a matter of the graph, so `precision` changes nothing.
     """

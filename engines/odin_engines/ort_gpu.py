@@ -74,10 +74,11 @@ TENSORRT = Provider(
 
 
 def unavailable(provider: Provider) -> str | None:
-    """Why the provider cannot be used here, and the remedies; None if it can."""
-    driver = ask_driver()
-    faults = [*_faults(provider, driver)]
-    return "; ".join(faults) or None
+    """Why the provider cannot be used here; None if it can.
+
+    Each thing that is missing has a line, with its remedy.
+    """
+    return "\n".join(_faults(provider, ask_driver())) or None
 
 
 def load() -> ModuleType:
@@ -99,23 +100,19 @@ def load() -> ModuleType:
 
 
 def _faults(provider: Provider, driver: Driver) -> Iterator[str]:
-    newest = max(OLDEST_DRIVERS)
-    fault = missing_package("onnxruntime", _reinstall())
-    fault = fault or missing_package("onnx", "pip install onnx")
-    if fault is not None:
-        yield fault
-        yield from _driver_faults(driver, newest)
-        return
-    try:
-        runtime = load()
-        fault = _build_fault(provider, runtime)
-        libraries = [] if fault else _libraries(provider, runtime)
-    except OdinError as error:
-        fault, libraries = str(error), []
-    if fault is not None:
-        yield fault
+    absent = missing_package("onnxruntime", _reinstall())
+    faults = [absent, missing_package("onnx", "pip install onnx")]
+    libraries: list[str] = []
+    if absent is None:
+        try:
+            runtime = load()
+            faults.append(_build_fault(provider, runtime))
+            libraries = _libraries(provider, runtime) if faults[-1] is None else []
+        except OdinError as error:
+            faults.append(str(error))
+    yield from filter(None, faults)
     yield from _library_faults(provider, libraries)
-    yield from _driver_faults(driver, _cuda_version(libraries) or newest)
+    yield from _driver_faults(driver, _cuda_version(libraries) or max(OLDEST_DRIVERS))
 
 
 def _build_fault(provider: Provider, runtime: ModuleType) -> str | None:
@@ -166,7 +163,10 @@ def _library_faults(provider: Provider, names: list[str]) -> Iterator[str]:
     absent = [name for name, text in others.items() if text.startswith(f"{name}: cannot open")]
     if absent:
         verb = "is" if len(absent) == 1 else "are"
-        yield f"{', '.join(absent)} {verb} not found: pip install 'onnxruntime-gpu[cuda,cudnn]'"
+        cuda = _cuda_version(names)
+        made = f" (this onnxruntime-gpu is made for CUDA {cuda})" if cuda else ""
+        remedy = "pip install 'onnxruntime-gpu[cuda,cudnn]'"
+        yield f"{', '.join(absent)} {verb} not found{made}: {remedy}"
     for name, text in others.items():
         if name not in absent:
             yield f"{name} does not load ({text}): reinstall the package that it is of"

@@ -28,32 +28,33 @@ from odin_engines.spec import Precision
 if TYPE_CHECKING:
     import onnx
 
+# Names and values are in ONNX Runtime's manual. No device_id: the first is the default, and naming
+# it makes ONNX Runtime 1.31 print a warning.
+CUDA_OPTIONS = {
+    # TensorFloat-32 keeps 10 bits: the sign of a small gradient would often be another.
+    "use_tf32": "0",
+    # Measuring takes the algorithm that was fastest this time: other roundings at each run.
+    "cudnn_conv_algo_search": "HEURISTIC",
+}
 _FATAL_ONLY = 4  # severity: its errors come to us as exceptions, with less decoration
 _TF32 = "NVIDIA_TF32_OVERRIDE"
-# What is computed from the sizes of tensors. ONNX Runtime leaves it to the CPU on purpose: it is a
-# few numbers, and the CPU has to know them.
-_SIZE_OPS = frozenset(
-    {
-        *("Shape", "Size", "Gather", "Concat", "Slice", "Squeeze", "Unsqueeze", "Reshape", "Cast"),
-        *("Add", "Sub", "Mul", "Div", "Mod", "Min", "Max", "Neg", "Abs", "Floor", "Ceil"),
-        *("Constant", "ConstantOfShape", "Identity", "Range", "Expand", "Where", "ReduceProd"),
-        *("Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual", "Not", "And", "Or"),
-    }
-)
+# What makes a tensor as large as its sizes say: no longer a few numbers.
+_FILLING_OPS = ("ConstantOfShape", "Expand", "Tile")
 
 
 def open_session(
-    provider: Provider, graph: Path, precision: Precision, threads: int | None, device: int = 0
+    provider: Provider, graph: Path, precision: Precision, threads: int | None
 ) -> Session:
-    """Open an ONNX file on a GPU. TensorRT builds its engine here or takes it from the user's
-    cache; an image of a new size may make it build another.
+    """Open an ONNX file on the first GPU that CUDA_VISIBLE_DEVICES leaves.
+
+    TensorRT builds its engine here or takes it from the user's cache; an image of a new size may
+    make it build another.
 
     Args:
         provider: `ort_gpu.CUDA` or `ort_gpu.TENSORRT`, which is available.
         graph: the file; where it lies in a bundle, TensorRT is told the sizes of images.
         precision: has to be that of the graph.
         threads: of what stays on the CPU; None leaves it to ONNX Runtime.
-        device: the GPU's index.
 
     Raises:
         OdinError: the graph computes in another precision, ONNX Runtime or TensorRT refuses it,
@@ -68,9 +69,9 @@ def open_session(
     session_options.use_deterministic_compute = True
     session_options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     if provider is TENSORRT:
-        options = _tensorrt_options(model, graph, runtime, device)
+        options = _tensorrt_options(model, graph, runtime)
     else:
-        options = cuda_options(device)
+        options = CUDA_OPTIONS
     try:
         session = runtime.InferenceSession(
             str(graph),
@@ -83,42 +84,24 @@ def open_session(
             f"ONNX Runtime's {provider.title} provider cannot open {graph}: {one_line(error)}"
         ) from error
     session.disable_fallback()
-    _check_assignment(provider, session, graph)
+    _check_assignment(provider, session, model, graph)
     return OrtSession(session, graph)
 
 
-def cuda_options(device: int) -> dict[str, str]:
-    """Options of the CUDA provider; their names and values are in ONNX Runtime's manual."""
-    return {
-        **_device_option(device),
-        # TensorFloat-32 keeps 10 bits: the sign of a small gradient would often be another.
-        "use_tf32": "0",
-        # Measuring takes the algorithm that was fastest this time: other roundings at each run.
-        "cudnn_conv_algo_search": "HEURISTIC",
-    }
-
-
-def tensorrt_options(device: int, limits: tuple[str, str, str] | None) -> dict[str, str]:
+def tensorrt_options(limits: tuple[str, str, str] | None) -> dict[str, str]:
     """Options of the TensorRT provider that decide what engine is built.
 
     The precision is the graph's: without trt_fp16_enable and the like the network is strongly
     typed.
 
     Args:
-        device: the GPU's index.
         limits: smallest, usual and largest shapes of the inputs of dynamic shape, as trtexec spells
             them; None leaves them to what the engine is given first.
     """
-    options = _device_option(device)
-    if limits is not None:
-        names = ("trt_profile_min_shapes", "trt_profile_opt_shapes", "trt_profile_max_shapes")
-        options |= dict(zip(names, limits, strict=True))
-    return options
-
-
-def _device_option(device: int) -> dict[str, str]:
-    """The first GPU is the default; naming it makes ONNX Runtime 1.31 print a warning."""
-    return {"device_id": str(device)} if device else {}
+    if limits is None:
+        return {}
+    names = ("trt_profile_min_shapes", "trt_profile_opt_shapes", "trt_profile_max_shapes")
+    return dict(zip(names, limits, strict=True))
 
 
 def engine_key(graph: Path, files: Iterable[str], facts: dict[str, object]) -> str:
@@ -221,19 +204,17 @@ def _check_precision(
         )
 
 
-def _tensorrt_options(
-    model: onnx.ModelProto, graph: Path, runtime: ModuleType, device: int
-) -> dict[str, str]:
+def _tensorrt_options(model: onnx.ModelProto, graph: Path, runtime: ModuleType) -> dict[str, str]:
     """Options for building an engine, and where it is kept."""
     version = load_tensorrt(runtime)
     # The only way in which ONNX Runtime's users can switch TensorFloat-32 off; NVIDIA's libraries
     # read it once, when they are first used. What the user has set stays.
     tf32 = os.environ.setdefault(_TF32, "0")
-    options = tensorrt_options(device, _limits(graph, model))
+    options = tensorrt_options(_limits(graph, model))
     cache = user_cache()
     if cache is None:
         return options
-    gpu = _gpu(device)
+    gpu = _first_gpu()
     place = {
         "onnxruntime": str(runtime.__version__),
         "tensorrt": version,
@@ -247,7 +228,7 @@ def _tensorrt_options(
         "trt_timing_cache_path": folder / "timings" / timings,
     }
     for path in paths.values():
-        path.mkdir(parents=True, exist_ok=True)
+        _make_folder(path)
     return {
         **options,
         **{name: str(path) for name, path in paths.items()},
@@ -256,15 +237,21 @@ def _tensorrt_options(
     }
 
 
-def _gpu(device: int) -> Device:
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OdinError(
+            f"cannot keep TensorRT's engines in {path} ({error.strerror}): set XDG_CACHE_HOME to a "
+            "folder that can be written to"
+        ) from error
+
+
+def _first_gpu() -> Device:
     driver = ask_driver()
     if driver.problem is not None:
         raise OdinError(driver.problem)
-    if not 0 <= device < len(driver.devices):
-        raise OdinError(
-            f"device {device}: the NVIDIA driver shows {len(driver.devices)} GPUs, counted from 0"
-        )
-    return driver.devices[device]
+    return driver.devices[0]
 
 
 def _limits(graph: Path, model: onnx.ModelProto) -> tuple[str, str, str] | None:
@@ -288,8 +275,14 @@ def _is_raw(model: onnx.ModelProto) -> bool:
     return images.type.tensor_type.elem_type == onnx.TensorProto.UINT8
 
 
-def _check_assignment(provider: Provider, session: Any, graph: Path) -> None:
+def _check_assignment(
+    provider: Provider, session: Any, model: onnx.ModelProto, graph: Path
+) -> None:
     """Check that the GPU computes all that a GPU should.
+
+    The option session.disable_cpu_ep_fallback is no help: it refuses every node on the CPU, and
+    ONNX Runtime leaves to it on purpose what computes the sizes of tensors, which is a few numbers
+    that the CPU has to know.
 
     Raises:
         OdinError: otherwise, naming what would be computed elsewhere.
@@ -300,12 +293,13 @@ def _check_assignment(provider: Provider, session: Any, graph: Path) -> None:
             f"ONNX Runtime opened {graph} with {used[0]} in place of {provider.name}, and does not "
             "say why; odin-bench --doctor shows what is missing"
         )
+    sizes = size_nodes(model)
     elsewhere = [
         node
         for part in session.get_provider_graph_assignment_info()
         if part.ep_name != provider.name
         for node in part.get_nodes()
-        if node.domain not in ("", "ai.onnx") or node.op_type not in _SIZE_OPS
+        if node.name not in sizes
     ]
     if elsewhere:
         ops = ", ".join(sorted({node.op_type for node in elsewhere}))
@@ -314,3 +308,19 @@ def _check_assignment(provider: Provider, session: Any, graph: Path) -> None:
             f"the CPU, the first of them {elsewhere[0].name!r} (all are {ops}): use --engine ort, "
             "which computes all of them there"
         )
+
+
+def size_nodes(model: onnx.ModelProto) -> frozenset[str]:
+    """Names of the nodes that compute sizes of tensors, from sizes and constants alone."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    sizes: set[str] = set()
+    names = set()
+    for node in model.graph.node:  # each after those that it takes from
+        inputs = {name for name in node.input if name}
+        known = not inputs - sizes - constants and node.op_type not in _FILLING_OPS
+        if node.op_type in ("Shape", "Size") or (known and inputs & sizes):
+            sizes.update(node.output)
+            names.add(node.name)
+        elif known:
+            constants.update(node.output)
+    return frozenset(names)

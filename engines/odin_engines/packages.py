@@ -17,6 +17,15 @@ def version_of(distribution: str) -> str | None:
         return None
 
 
+def install_command() -> str:
+    """What installs everything that exporting and measuring needs.
+
+    The extra `cpu` would overwrite onnxruntime-gpu with the onnxruntime of the CPU.
+    """
+    extra = "bench" if version_of("onnxruntime-gpu") else "cpu"
+    return f"pip install 'odin-ood[{extra}]'"
+
+
 def installed(distributions: Iterable[str]) -> dict[str, str]:
     """Return the versions of those that are installed, by name."""
     found = {name: version_of(name) for name in distributions}

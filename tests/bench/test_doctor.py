@@ -9,15 +9,17 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from odin_bench import cli, doctor
+from odin_engines import engine as engines
+from odin_engines import ort_gpu, tensorrt_engine
 from odin_engines.bundle import Bundle
 from odin_engines.cuda_probe import Device, Driver
 from odin_engines.engine import ENGINES
 from odin_engines.engine import unavailable as real_unavailable
+from odin_runtime.driver_reasons import Reason
 
 NO_DRIVER = Driver(0, (), "no NVIDIA driver (libcuda.so.1) is found")
 NAMES = [*ENGINES, "torch"]
@@ -39,7 +41,8 @@ def run(capsys: pytest.CaptureFixture[str]) -> Doctor:
 @pytest.fixture(autouse=True)
 def without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every test says itself what GPUs there are."""
-    monkeypatch.setattr(doctor, "ask_driver", lambda: NO_DRIVER)
+    for module in (doctor, engines, ort_gpu, tensorrt_engine):
+        monkeypatch.setattr(module, "ask_driver", lambda: NO_DRIVER)
 
 
 @pytest.fixture
@@ -75,7 +78,7 @@ def test_on_a_machine_without_a_gpu(run: Doctor) -> None:
         assert text.startswith(f"{name} no "), text
         reason = real_unavailable(name, "fp32")
         assert reason is not None
-        assert reason in text
+        assert all(line in text for line in reason.splitlines())
     for name in ("cuda-core", "pycuda", "kernels", "nvcc"):
         assert re.search(rf"^  {name} +\S", out.partition("\nfor GPUs\n")[2], re.MULTILINE)
     assert all(len(without_long_words(line)) <= 100 for line in out.splitlines())
@@ -101,12 +104,32 @@ def test_json_tells_the_same(run: Doctor, tmp_path: Path) -> None:
     assert all((part["found"] is None) != (part["reason"] is None) for part in data["parts"])
 
 
-def test_gpus(
-    run: Doctor, monkeypatch: pytest.MonkeyPatch, reasons: dict[str, str | None], tmp_path: Path
-) -> None:
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
+    """A function: driver packages at hand, whether kernels are -> a machine with two GPUs."""
     devices = (Device("a GPU of the tests", (8, 9), 24 << 30, 58), Device("another", (9, 0)))
-    monkeypatch.setattr(doctor, "ask_driver", lambda: Driver(13020, devices, None))
-    monkeypatch.setattr(doctor, "missing_package", lambda name: doctor.Reason("not", "do so"))
+
+    def use(*packages: str, kernels: bool = True) -> None:
+        def missing(name: str, try_import: bool) -> Reason | None:
+            assert try_import
+            return None if name in packages else Reason(f"no {name}", f"install {name}")
+
+        monkeypatch.setattr(doctor, "ask_driver", lambda: Driver(13020, devices, None))
+        monkeypatch.setattr(doctor, "missing_package", missing)
+        monkeypatch.setattr(doctor.importlib.resources, "files", lambda package: tmp_path)
+        if kernels:
+            (tmp_path / "odin_kernels.fatbin").write_bytes(bytes(4096))
+
+    return use
+
+
+def test_gpus(
+    run: Doctor,
+    two_gpus: Callable[..., None],
+    reasons: dict[str, str | None],
+    tmp_path: Path,
+) -> None:
+    two_gpus("pycuda")
     status, out, _ = run("--json", tmp_path / "doctor.json")
     assert status == 0
     assert "  GPU driver  takes CUDA up to 13.2\n" in out
@@ -114,10 +137,26 @@ def test_gpus(
         "  GPU 0       a GPU of the tests, compute capability 8.9, 24.0 GiB, 58 multiprocessors\n"
     ) in out
     assert "  GPU 1       another, compute capability 9.0," in out
-    assert engine_text(out, "trt").endswith("fp32/fp16/bf16, a GPU of the tests, another")
+    for name in ("trt", "ort-cuda"):
+        assert engine_text(out, name).endswith("fp32/fp16/bf16, a GPU of the tests, another")
     assert "another" not in engine_text(out, "ort")
     assert json.loads((tmp_path / "doctor.json").read_text())["driver"]["cuda"] == "13.2"
-    assert "cuda-core   no: not: do so" in out  # what the driver's own package says
+    assert "cuda-core   no: no cuda-core: install cuda-core" in out  # one of the two is enough
+    assert f"kernels     4 KiB, {tmp_path / 'odin_kernels.fatbin'}" in out
+
+
+def test_what_plans_need_beside_tensorrt(
+    run: Doctor, two_gpus: Callable[..., None], reasons: dict[str, str | None]
+) -> None:
+    two_gpus(kernels=False)
+    _, out, _ = run()
+    for name in ("trt", "rtx"):
+        text = engine_text(out, name)
+        assert text.startswith(f"{name} no ")
+        assert "- odin_kernels.fatbin, which trt and rtx need, is not in this installation" in text
+        assert "- neither cuda-core nor pycuda: no cuda-core: install cuda-core" in text
+    assert engine_text(out, "ort-cuda").startswith("ort-cuda yes ")
+    assert run("--engine", "trt")[0] == 1
 
 
 def test_a_driver_that_does_not_start(run: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,6 +191,20 @@ def test_one_engine_is_enough(
     torch = found("torch") if last == "torch" else None
     monkeypatch.setattr(doctor, "find_spec", lambda name: torch if name == "torch" else found(name))
     assert run()[0] == 0
+    assert run("--engine", last)[0] == 0
+    assert run("--engine", "openvino")[0] == 1
+
+
+def test_several_things_that_an_engine_lacks(
+    run: Doctor, reasons: dict[str, str | None], tmp_path: Path
+) -> None:
+    reasons["ort-trt"] = "no library: install it\nno driver: install it"
+    _, out, _ = run("--json", tmp_path / "doctor.json")
+    text = engine_text(out, "ort-trt")
+    assert text.endswith("- no library: install it - no driver: install it")
+    entries = json.loads((tmp_path / "doctor.json").read_text())["engines"]
+    (entry,) = (entry for entry in entries if entry["name"] == "ort-trt")
+    assert entry["reasons"] == ["no library: install it", "no driver: install it"]
 
 
 def test_a_package_that_is_broken(
@@ -202,20 +255,27 @@ def test_a_plan_for_another_gpu(
 
 
 @pytest.mark.parametrize(
-    ("method", "graphs"),
-    [("exact", ["gradient.onnx", "forward.onnx"]), ("first-order", ["gradient.onnx"])],
+    ("method", "tunable", "plans", "graphs"),
+    [
+        ("exact", False, {"gradient.onnx", "forward.onnx"}, ["gradient.onnx", "forward.onnx"]),
+        ("first-order", False, {"gradient.onnx"}, ["gradient.onnx"]),
+        ("exact", True, {"odin.onnx", "gradient.onnx"}, ["gradient.onnx", "forward.onnx"]),
+        ("exact", False, {"odin.onnx", "gradient.onnx"}, ["odin.onnx"]),
+        ("exact", False, set(), ["odin.onnx"]),
+    ],
 )
-def test_a_bundle_with_split_plans_alone(
+def test_the_plans_that_would_be_opened_are_looked_at(
     run: Doctor,
     monkeypatch: pytest.MonkeyPatch,
     reasons: dict[str, str | None],
     make_tiny_bundle: Callable[..., Bundle],
     method: str,
+    tunable: bool,
+    plans: set[str],
     graphs: list[str],
 ) -> None:
-    bundle = make_tiny_bundle(method=method)
-    plans = {"gradient.onnx": object(), "forward.onnx": object()}
-    monkeypatch.setattr(Bundle, "plan", lambda self, engine, graph: plans.get(graph))
+    bundle = make_tiny_bundle(method=method, tunable=tunable)
+    monkeypatch.setattr(Bundle, "plan", lambda self, engine, graph: graph in plans or None)
     asked: list[str] = []
     monkeypatch.setattr(doctor, "plan_problem", lambda b, engine, graph: asked.append(graph))
     out = run(bundle.path)[1]
@@ -245,7 +305,33 @@ def test_the_precision_of_a_bundle(
     assert "- precision bf16: the bundle's graphs are written in fp32" in engine_text(
         out, "ort-cuda"
     )
+    assert "- precision bf16: the bundle's graphs are written in fp32" in engine_text(out, "trt")
     assert engine_text(out, "openvino").startswith("openvino yes")
+
+
+def test_a_bundle_is_computed_in_its_precisions_alone(
+    run: Doctor, reasons: dict[str, str | None], make_tiny_bundle: Callable[..., Bundle]
+) -> None:
+    half = make_tiny_bundle(precision="fp16", graph_precision="fp16")
+    assert ", fp16," in engine_text(run(half.path)[1], "ort")
+    assert ", fp32/bf16," in engine_text(run(make_tiny_bundle().path)[1], "openvino")
+
+
+def without_memory(report: str) -> list[str]:
+    """Lines of a report, less the one that tells how much memory is free just now."""
+    return [line for line in report.splitlines() if "GiB free" not in line]
+
+
+@pytest.mark.parametrize("name", ["densenet10", "wideresnet100"])
+def test_a_network_by_its_name(
+    run: Doctor, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    status, out, err = run(name)
+    assert (status, err) == (0, "")
+    assert "\nbundle " not in out
+    again = run("--nn", name)
+    assert (again[0], without_memory(again[1])) == (status, without_memory(out))
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut"])
@@ -298,8 +384,8 @@ def test_nvcc_where_the_build_looks_for_it(
 ) -> None:
     assert doctor._nvcc().reason == "not found; it is needed only to compile the kernels"
     for name, setting in (
-        ("packages/nvidia/cu13/bin/nvcc", {}),
         ("usual/nvcc", {"usual": "usual"}),
+        ("packages/nvidia/cu13/bin/nvcc", {}),
         ("path/nvcc", {"PATH": "path"}),
         ("toolkit/bin/nvcc", {"CUDA_PATH": "toolkit"}),
         ("own/my-nvcc", {"CUDACXX": "own/my-nvcc"}),
@@ -311,6 +397,8 @@ def test_nvcc_where_the_build_looks_for_it(
             else:
                 monkeypatch.setenv(variable, str(tmp_path / value))
         assert doctor._nvcc() == doctor.Part("nvcc", f"13.0.88, {file}")
+    monkeypatch.setenv("CUDACXX", "no-such-nvcc")  # as in the build, no other is taken for it
+    assert str(doctor._nvcc().reason).startswith("no-such-nvcc does not run (")
 
 
 @pytest.mark.parametrize("script", ["exit 1", "echo something", f"{SAYS_13}; exit 2"])
@@ -318,25 +406,6 @@ def test_an_nvcc_that_does_not_work(compiler: Callable[..., Path], script: str) 
     file = compiler(script, "packages/nvidia/cu13/bin/nvcc")
     part = doctor._nvcc()
     assert (part.found, part.reason) == (None, f"{file} does not tell its version")
-
-
-def test_the_kernels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(doctor.importlib.resources, "files", lambda package: tmp_path)
-    part = doctor._kernels()
-    assert part.found is None
-    assert "odin_kernels.fatbin is not in this installation" in str(part.reason)
-    (tmp_path / "odin_kernels.fatbin").write_bytes(bytes(4096))
-    assert doctor._kernels().found == f"4 KiB, {tmp_path / 'odin_kernels.fatbin'}"
-
-
-def test_a_driver_package_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(name: str) -> Any:
-        raise ModuleNotFoundError(name)
-
-    monkeypatch.setattr(doctor, "find_spec", missing)
-    parts = list(doctor._drivers(NO_DRIVER))
-    assert [part.name for part in parts] == ["cuda-core", "pycuda"]
-    assert all("pip install" in str(part.reason) for part in parts)
 
 
 def test_it_needs_neither_torch_nor_scikit_learn() -> None:

@@ -93,7 +93,8 @@ def install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, compile_library: Co
         monkeypatch.setattr(
             ort_gpu, "installed", lambda names: {n: versions[n] for n in names if n in versions}
         )
-        monkeypatch.setattr(ort_gpu, "ask_driver", lambda: driver)
+        for asking in (ort_gpu, engines):
+            monkeypatch.setattr(asking, "ask_driver", lambda: driver)
         return module
 
     return make
@@ -129,6 +130,16 @@ def test_nothing_is_missing(
     assert capsys.readouterr() == ("", "")
 
 
+def test_all_that_is_missing_is_told(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(cuda_needs=("libcudart.so.97",), driver=NO_DRIVER)
+    uninstall(monkeypatch, "onnx")
+    assert [line.partition(":")[0] for line in str(unavailable(bare(CUDA))).splitlines()] == [
+        "onnx is not installed",
+        "libcudart.so.97 is not found (this onnxruntime-gpu is made for CUDA 97)",
+        "no NVIDIA driver (libcuda.so.1) is found",
+    ]
+
+
 @pytest.mark.parametrize("module", ["onnxruntime", "onnx"])
 def test_a_package_that_is_not_installed(
     install: Install, monkeypatch: pytest.MonkeyPatch, module: str
@@ -137,7 +148,7 @@ def test_a_package_that_is_not_installed(
     uninstall(monkeypatch, module)
     again = f"pip uninstall -y onnxruntime-gpu && {INSTALL}"
     remedy = again if module == "onnxruntime" else "pip install onnx"
-    assert unavailable(CUDA) == f"{module} is not installed: {remedy}; {NEEDS_DRIVER}"
+    assert unavailable(bare(CUDA)) == f"{module} is not installed: {remedy}\n{NEEDS_DRIVER}"
 
 
 def test_a_folder_that_pip_left_behind(
@@ -148,7 +159,7 @@ def test_a_folder_that_pip_left_behind(
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(engines, "find_spec", lambda name: find_spec("odin_left_behind"))
     reason = f"onnxruntime is not installed: pip uninstall -y onnxruntime-gpu && {INSTALL}"
-    assert unavailable(CUDA) == reason
+    assert str(unavailable(CUDA)).splitlines()[0] == reason
     assert engines.unavailable("ort", "fp32") == (
         "onnxruntime is not installed: pip install 'odin-ood[cpu]'"
     )
@@ -159,7 +170,7 @@ def test_the_package_for_cpus(install: Install, provider: Provider) -> None:
     install("onnxruntime", providers=("CPUExecutionProvider",), driver=NO_DRIVER)
     assert unavailable(provider) == (
         f"onnxruntime 1.31.1 is the package for CPUs and has no {provider.name}: "
-        f"pip uninstall -y onnxruntime && {INSTALL}; {NEEDS_DRIVER}"
+        f"pip uninstall -y onnxruntime && {INSTALL}\n{NEEDS_DRIVER}"
     )
 
 
@@ -235,7 +246,7 @@ def test_a_library_that_is_broken(install: Install, tmp_path: Path) -> None:
     broken = tmp_path / "libbroken.so.97"
     broken.write_bytes(b"not a library")
     provider = Provider(CUDA.name, CUDA.title, CUDA.engine, CUDA.files, (str(broken),))
-    first, second = unavailable(provider).split("; ")
+    first, second = unavailable(provider).splitlines()
     assert first.startswith("libbroken.so.97 is not found: pip install ")
     assert second.startswith(f"{broken} does not load ({broken}: ")
     assert second.endswith("): reinstall the package that it is of")
@@ -245,13 +256,16 @@ def test_a_library_that_is_broken(install: Install, tmp_path: Path) -> None:
 def test_tensorrt_of_another_version(install: Install, title: str) -> None:
     needs = (*TENSORRT_NEEDS[:2], "libcudart.so.97")
     install(tensorrt_needs=needs, also={title: "11.4.0.106"}, driver=Driver(97000, (), None))
-    first, second = unavailable(bare(TENSORRT)).split("; ")
+    first, second = unavailable(bare(TENSORRT)).splitlines()
     assert first == (
         "ONNX Runtime's TensorRT provider wants TensorRT 96 (libnvinfer.so.96, "
         "libnvonnxparser.so.96), and TensorRT 11.4.0.106 is installed: "
         f"pip uninstall -y {title} && pip install 'tensorrt-cu97>=96,<97'"
     )
-    assert second == "libcudart.so.97 is not found: pip install 'onnxruntime-gpu[cuda,cudnn]'"
+    assert second == (
+        "libcudart.so.97 is not found (this onnxruntime-gpu is made for CUDA 97): "
+        "pip install 'onnxruntime-gpu[cuda,cudnn]'"
+    )
 
 
 def test_tensorrt_of_another_version_from_the_system(
@@ -270,7 +284,7 @@ def test_tensorrt_of_another_version_from_the_system(
 
 def test_without_tensorrt(install: Install) -> None:
     install(tensorrt_needs=TENSORRT_NEEDS, cuda_needs=CUDA_NEEDS, driver=NO_DRIVER)
-    assert unavailable(bare(TENSORRT)).split("; ") == [
+    assert unavailable(bare(TENSORRT)).splitlines() == [
         "ONNX Runtime's TensorRT provider wants TensorRT 96 (libnvinfer.so.96, "
         "libnvonnxparser.so.96), which is not found: pip install 'tensorrt-cu13>=96,<97'",
         "libcublas.so.97, libcublasLt.so.97 are not found: "
@@ -329,7 +343,7 @@ def test_the_driver(
 @pytest.mark.parametrize("cuda", [12, 14])
 def test_the_driver_for_the_cuda_that_the_package_was_made_for(install: Install, cuda: int) -> None:
     install(cuda_needs=(f"libcudart.so.{cuda}",), driver=Driver(11080, GPU.devices, None))
-    reason = unavailable(bare(CUDA)).split("; ")[-1]
+    reason = unavailable(bare(CUDA)).splitlines()[-1]
     wanted = {12: "525 or newer", 14: "a driver for CUDA 14"}[cuda]
     assert reason.startswith("the NVIDIA driver takes CUDA up to 11.8, and this onnxruntime-gpu ")
     assert reason.endswith(f"is made for CUDA {cuda}: update the driver to {wanted}")
@@ -337,7 +351,7 @@ def test_the_driver_for_the_cuda_that_the_package_was_made_for(install: Install,
 
 @pytest.mark.parametrize("name", ["ort-cuda", "ort-trt"])
 def test_there_is_no_silent_fallback(install: Install, tiny_bundle: Bundle, name: str) -> None:
-    install("onnxruntime", providers=("CPUExecutionProvider",), driver=NO_DRIVER)
+    install("onnxruntime", providers=("CPUExecutionProvider",))
     wanted = f"engine {name} is not available: onnxruntime 1.31.1 is the package for CPUs"
     with pytest.raises(OdinError, match=wanted):
         resolve(name, "fp32")
@@ -355,4 +369,5 @@ def test_auto_takes_no_gpu_engine_that_lacks_something(
     assert resolve("auto", "fp32") == "ort"
     with pytest.raises(OdinError) as caught:
         resolve("auto", "bf16")
-    assert f"\n  ort-cuda: {ort_gpu.unavailable(CUDA)}" in str(caught.value)
+    reason = "; ".join(str(ort_gpu.unavailable(CUDA)).splitlines())
+    assert f"\n  ort-cuda: {reason}\n" in str(caught.value)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -25,10 +26,10 @@ from odin_engines.errors import OdinError
 from odin_engines.ort_engine import one_line
 from odin_engines.ort_gpu import CUDA, TENSORRT, Provider
 from odin_engines.ort_gpu_session import (
-    cuda_options,
     engine_key,
     graph_precision,
     open_session,
+    size_nodes,
     weight_files,
 )
 
@@ -36,8 +37,8 @@ CPU = Provider("CPUExecutionProvider", "CPU", "ort", (), ())
 TF32 = "NVIDIA_TF32_OVERRIDE"
 
 
-def node(op_type: str, name: str = "", domain: str = "") -> SimpleNamespace:
-    return SimpleNamespace(op_type=op_type, name=name or f"node_{op_type}", domain=domain)
+def node(op_type: str, name: str = "") -> SimpleNamespace:
+    return SimpleNamespace(op_type=op_type, name=name or f"node_{op_type}", domain="")
 
 
 class FakeRuntime:
@@ -70,11 +71,14 @@ class FakeRuntime:
         )
 
 
+def use_gpu(monkeypatch: pytest.MonkeyPatch, device: Device) -> None:
+    monkeypatch.setattr(ort_gpu_session, "ask_driver", lambda: Driver(13000, (device,), None))
+
+
 @pytest.fixture
 def runtime(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., FakeRuntime]:
     """A function: the provider that is used, parts of the graph -> a runtime that does so."""
-    devices = (Device("a GPU of the tests", (8, 9)), Device("another", (9, 0)))
-    monkeypatch.setattr(ort_gpu_session, "ask_driver", lambda: Driver(13000, devices, None))
+    use_gpu(monkeypatch, Device("a GPU of the tests", (8, 9)))
     monkeypatch.setattr(ort_gpu_session, "load_tensorrt", lambda runtime: 101303)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv(TF32, raising=False)
@@ -129,7 +133,6 @@ def test_options_of_cuda(runtime: Callable[..., FakeRuntime], tmp_path: Path) ->
     assert fake.options.use_deterministic_compute is True
     assert fake.fallback == ["disabled"]
     assert not (tmp_path / "cache").exists()
-    assert cuda_options(2) == {"device_id": "2", **options}
 
 
 def test_a_provider_that_was_not_used(runtime: Callable[..., FakeRuntime], tmp_path: Path) -> None:
@@ -138,29 +141,69 @@ def test_a_provider_that_was_not_used(runtime: Callable[..., FakeRuntime], tmp_p
         open_session(CUDA, save(tmp_path / "a.onnx"), "fp32", None)
 
 
+def reshaping(path: Path) -> Path:
+    """A graph whose last node takes a shape that is computed from the sizes of another tensor."""
+    numbers = {"first": [0], "minus_one": [-1], "three": [3]}
+    nodes = [
+        helper.make_node("Shape", ["x"], ["shape"], "shape"),
+        helper.make_node("Constant", [], ["two"], "two", value_ints=[2]),
+        helper.make_node("Gather", ["shape", "first"], ["batch"], "gather"),
+        helper.make_node("Mul", ["batch", "two"], ["twice"], "mul_sizes"),
+        helper.make_node("Concat", ["twice", "minus_one"], ["whole"], "concat", axis=0),
+        helper.make_node("ConstantOfShape", ["whole"], ["zeros"], "fill"),
+        helper.make_node("Mul", ["x", "x"], ["square"], "mul_values"),
+        helper.make_node("Expand", ["three", "whole"], ["threes"], "expand"),
+        helper.make_node("Reshape", ["square", "whole"], ["y"], "reshape"),
+    ]
+    constants = (numpy_helper.from_array(np.array(v), name) for name, v in numbers.items())
+    return save(path, *constants, nodes=nodes)
+
+
+def test_nodes_that_compute_sizes(tmp_path: Path) -> None:
+    """By what they compute, not by their op: an image is multiplied as well."""
+    found = size_nodes(onnx.load(reshaping(tmp_path / "a.onnx")))
+    assert found == {"shape", "gather", "mul_sizes", "concat"}
+
+
+@pytest.mark.parametrize("provider", [CUDA, TENSORRT], ids=["cuda", "trt"])
 def test_sizes_may_be_computed_on_the_cpu(
-    runtime: Callable[..., FakeRuntime], tmp_path: Path
+    runtime: Callable[..., FakeRuntime], tmp_path: Path, provider: Provider
 ) -> None:
-    sizes = [node(op) for op in ("Shape", "Gather", "Concat", "Mul", "Unsqueeze")]
-    runtime(CUDA, [(CUDA.name, [node("Conv")]), (CPU.name, sizes)])
-    open_session(CUDA, save(tmp_path / "a.onnx"), "fp32", None)
+    sizes = [node("Shape", "shape"), node("Mul", "mul_sizes")]
+    runtime(provider, [(provider.name, [node("Conv")]), (CPU.name, sizes)])
+    open_session(provider, reshaping(tmp_path / "a.onnx"), "fp32", None)
 
 
 @pytest.mark.parametrize(
-    "left", [node("Conv", "conv_7"), node("Resize", "up_1"), node("Add", "plus", "com.others")]
+    ("op", "name"),
+    [("Mul", "mul_values"), ("ConstantOfShape", "fill"), ("Shape", "new"), ("Gemm", "fused")],
 )
 @pytest.mark.parametrize("provider", [CUDA, TENSORRT], ids=["cuda", "trt"])
-def test_a_node_that_was_left_to_another(
-    runtime: Callable[..., FakeRuntime], tmp_path: Path, provider: Provider, left: SimpleNamespace
+def test_a_node_that_was_left_to_the_cpu(
+    runtime: Callable[..., FakeRuntime], tmp_path: Path, provider: Provider, op: str, name: str
 ) -> None:
-    runtime(provider, [(provider.name, [node("Conv")]), (CPU.name, [node("Shape"), left])])
+    left = [node("Shape", "shape"), node(op, name)]
+    runtime(provider, [(provider.name, [node("Conv")]), (CPU.name, left)])
+    graph = reshaping(tmp_path / "a.onnx")
     with pytest.raises(OdinError) as caught:
-        open_session(provider, save(tmp_path / "a.onnx"), "fp32", None)
-    message = str(caught.value)
-    assert f"{provider.title} provider leaves 1 nodes of {tmp_path / 'a.onnx'} to the" in message
-    assert repr(left.name) in message
-    assert f"(all are {left.op_type})" in message
-    assert "use --engine ort" in message
+        open_session(provider, graph, "fp32", None)
+    assert (
+        f"{provider.title} provider leaves 1 nodes of {graph} to the CPU, the first of them "
+        f"{name!r} (all are {op}): use --engine ort, which"
+    ) in str(caught.value)
+
+
+def test_real_sessions_keep_the_names_of_nodes(tiny_bundle: Bundle) -> None:
+    """What ONNX Runtime says of its nodes can be looked up in the graph."""
+    graph = tiny_bundle.file("odin.onnx")
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    session = onnxruntime.InferenceSession(str(graph), options, [CPU.name])
+    parts = session.get_provider_graph_assignment_info()
+    names = {each.name for part in parts for each in part.get_nodes()}
+    model = onnx.load(graph)
+    assert names <= {each.name for each in model.graph.node}
+    assert names & size_nodes(model)
 
 
 def test_an_error_of_onnx_runtime_is_one_line(tmp_path: Path) -> None:
@@ -296,14 +339,26 @@ def test_without_a_home_nothing_is_kept(
 ) -> None:
     fake = runtime(TENSORRT)
     monkeypatch.setattr(ort_gpu_session, "user_cache", lambda: None)
-    open_session(TENSORRT, save(tmp_path / "a.onnx"), "fp32", None, device=1)
-    assert tensorrt_options(fake) == {"device_id": "1"}
+    open_session(TENSORRT, save(tmp_path / "a.onnx"), "fp32", None)
+    assert tensorrt_options(fake) == {}
 
 
-def test_a_gpu_that_is_not_there(runtime: Callable[..., FakeRuntime], tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written_to(
+    runtime: Callable[..., FakeRuntime], tmp_path: Path
+) -> None:
     runtime(TENSORRT)
-    with pytest.raises(OdinError, match="device 2: the NVIDIA driver shows 2 GPUs, counted from 0"):
-        open_session(TENSORRT, save(tmp_path / "a.onnx"), "fp32", None, device=2)
+    (tmp_path / "cache").write_text("a file in the place of the folder")
+    with pytest.raises(OdinError, match=r"cannot keep TensorRT's engines in .*: set XDG_CACHE_HOM"):
+        open_session(TENSORRT, save(tmp_path / "a.onnx"), "fp32", None)
+
+
+def test_a_gpu_that_is_gone(
+    runtime: Callable[..., FakeRuntime], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime(TENSORRT)
+    monkeypatch.setattr(ort_gpu_session, "ask_driver", lambda: Driver(13000, (), "it is gone"))
+    with pytest.raises(OdinError, match="it is gone"):
+        open_session(TENSORRT, save(tmp_path / "a.onnx"), "fp32", None)
 
 
 def test_every_change_makes_another_engine(
@@ -314,15 +369,19 @@ def test_every_change_makes_another_engine(
     graph = save(tmp_path / "a.onnx", weights(TensorProto.FLOAT))
     other = save(tmp_path / "b.onnx", helper.make_tensor("w", TensorProto.FLOAT, [2], [1.0, 3.0]))
 
-    def keys(file: Path = graph, device: int = 0) -> tuple[str, str]:
-        open_session(TENSORRT, file, "fp32", None, device=device)
+    def keys(file: Path = graph) -> tuple[str, str]:
+        open_session(TENSORRT, file, "fp32", None)
         options = tensorrt_options(fake)
         return options["trt_engine_cache_path"], options["trt_timing_cache_path"]
 
     engine, timing = keys()
     assert keys() == (engine, timing)
-    changed = [keys(other), keys(device=1)]
+    changed = [keys(other)]
     assert changed[0][1] == timing  # measurements are the GPU's, not the network's
+    with monkeypatch.context() as patch:
+        use_gpu(patch, Device("another GPU", (9, 0)))
+        changed.append(keys())
+    assert changed[1][1] != timing
     monkeypatch.setenv(TF32, "1")
     changed.append(keys())
     assert os.environ[TF32] == "1"
@@ -372,9 +431,7 @@ def test_the_key_holds_weights_that_lie_outside_the_graph(tmp_path: Path) -> Non
     assert engine_key(graphs[0], names, {"options": {"a": "1"}}) != first
     assert engine_key(graphs[0], [], {"options": {}}) != first
     (graphs[0].parent / "a.weights").unlink()
-    with pytest.raises(
-        OdinError, match=r"has weights in .*a\.weights, which cannot be read \(No s"
-    ):
+    with pytest.raises(OdinError, match=r"has weights in .*a\.weights, which cannot be read \(No"):
         engine_key(graphs[0], names, {})
 
 
