@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from odin_engines.errors import OdinError
-from odin_engines.plan_messages import Messages, make_logger
+from odin_engines.plan_messages import Messages, letting_go, make_logger
 from odin_engines.plan_records import ENGINE_TITLES, Limits, Shape, shape_text
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ _DTYPES = {
 }
 
 
+@letting_go
 def deserialized(trt: ModuleType, file: Path, content: bytes, engine: str) -> Plan:
     """Make a plan ready to run on the current CUDA device.
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import re
+import traceback
+from collections.abc import Callable
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
     import tensorrt
 
+P = ParamSpec("P")
+R = TypeVar("R")
 # "IBuilder::buildSerializedNetwork: Error Code 1: Myelin ([pass.cpp:337: check] what is wrong. In f
 # at /_src/file.cpp:20)": only what is wrong is of use to others.
 _ERROR = re.compile(
@@ -46,6 +51,27 @@ def because(text: str) -> str:
     return (
         what.removeprefix("(").removesuffix(")") if what.startswith("(") else what or match["kind"]
     )
+
+
+def letting_go(function: Callable[P, R]) -> Callable[P, R]:
+    """Have an error of `function` hold none of TensorRT's objects, as its frames would.
+
+    One that is freed by a garbage collection while TensorRT calls our logger would wait for ever
+    for a lock that its own thread holds.
+    """
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except BaseException as error:
+            each: BaseException | None = error
+            while each is not None:
+                traceback.clear_frames(each.__traceback__)
+                each = each.__cause__ or each.__context__
+            raise
+
+    return call
 
 
 def make_logger(trt: ModuleType, messages: Messages) -> tensorrt.ILogger:

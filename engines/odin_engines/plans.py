@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from odin_engines.errors import OdinError
 from odin_engines.files import replacing
-from odin_engines.plan_messages import Messages, because, make_logger
+from odin_engines.plan_messages import Messages, because, letting_go, make_logger
 from odin_engines.plan_records import ENGINE_TITLES, PlanRecord
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ def build_plan(
     )
 
 
+@letting_go
 def _build(
     trt: ModuleType,
     graph: bytes,

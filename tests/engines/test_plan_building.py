@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import os
 import signal
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -193,6 +195,29 @@ def test_what_the_builder_refuses(trt: ModuleType, record: PlanRecord, graph: by
     assert "cannot build a plan of forward.onnx: Cannot compile operation" in message
     assert "FP32 GEMM is not supported; leave 7.5 out of --computeCapabilities, or" in message
     assert "/_src/" not in message
+
+
+def test_an_error_holds_nothing_of_tensorrt(
+    trt: ModuleType, record: PlanRecord, graph: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A builder freed by a garbage collection inside another one's logger would block for ever."""
+    made = []
+
+    def make_builder(*arguments: Any) -> Any:
+        builder = plans_make_builder(*arguments)
+        made.append(weakref.ref(builder))
+        return builder
+
+    plans_make_builder = plans.make_builder
+    monkeypatch.setattr(plans, "make_builder", make_builder)
+    gc.disable()
+    try:
+        with pytest.raises(OdinError) as caught:
+            build_plan(trt, graph, dataclasses.replace(record, compute_capabilities=("7.5",)), [])
+        assert [builder() for builder in made] == [None]
+        assert caught.traceback
+    finally:
+        gc.enable()
 
 
 def test_a_profile_that_does_not_fit_the_graph(
