@@ -44,6 +44,7 @@ LIGHT_MODULES = (
     "odin_runtime.gpu_scorer",
     "odin_runtime.gpu_results",
     "odin_runtime.gpu_dlpack",
+    "odin_runtime.driver_memory",
     "odin_engines.bundle",
     "odin_engines.engine",
     "odin_export.cli",

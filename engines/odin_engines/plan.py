@@ -76,7 +76,10 @@ class Tensor:
 
 
 class Plan:
-    """A plan, opened, with an execution context: the memory for one run at a time.
+    """A plan, opened, with an execution context: what one run at a time needs but for memory.
+
+    The memory that a run works in is the caller's, who may give the same to many contexts as long
+    as their runs come one after the other.
 
     Not safe for several threads, nor for several streams at once: give each its own context, from
     `another`, which shares the weights.
@@ -87,7 +90,7 @@ class Plan:
     Attributes:
         file: where it was read from.
         inputs, outputs: by name.
-        context_bytes: of device memory that each context takes.
+        work_bytes: of device memory that a run works in, for the largest shapes.
     """
 
     def __init__(
@@ -103,16 +106,16 @@ class Plan:
         self._trt, self._engine = trt, engine  # the engine keeps its runtime and logger alive
         self._messages, self._remedy = messages, remedy
         self._shapes: dict[str, Shape] = {}  # that the context was given
+        self._work: int | None = None  # the memory that it was given
         self.inputs = {t.name: t for t in _tensors(trt, engine, trt.TensorIOMode.INPUT)}
         self.outputs = {t.name: t for t in _tensors(trt, engine, trt.TensorIOMode.OUTPUT)}
-        self.context_bytes = int(engine.device_memory_size_v2)
+        self.work_bytes = int(engine.device_memory_size_v2)
         messages.clear()
         context: tensorrt.IExecutionContext | None = _context(trt, engine, fixed_shapes)
         if context is None:
             raise OdinError(
-                f"no memory on the GPU to run {file}, which takes {self.context_bytes / 1e6:.0f} MB"
-                f" ({messages.reason()}); free some, or build it for smaller batches with "
-                f"'{remedy} --maxShapes=...'"
+                f"no memory on the GPU to run {file} ({messages.reason()}); free some, or build it "
+                f"for smaller batches with '{remedy} --maxShapes=...'"
             )
         self._context = context
 
@@ -136,13 +139,19 @@ class Plan:
         return {name: _shape(self._context.get_tensor_shape(name)) for name in self.outputs}
 
     def enqueue(
-        self, addresses: Mapping[str, int], shapes: Mapping[str, Shape], stream_handle: int
+        self,
+        addresses: Mapping[str, int],
+        shapes: Mapping[str, Shape],
+        work: int,
+        stream_handle: int,
     ) -> None:
         """Run the plan on a stream; returns before it is done.
 
         Args:
             addresses: of device memory, for every input and output, by name.
             shapes: of the inputs whose shape varies, by name.
+            work: address of `work_bytes` of device memory, a multiple of 256; the run has it for
+                itself until it is done.
             stream_handle: a CUstream or cudaStream_t; not the default stream, which would wait for
                 all others.
 
@@ -156,6 +165,9 @@ class Plan:
             odd = ", ".join(sorted(addresses.keys() ^ wanted))
             raise OdinError(f"{self.file} takes one address for each tensor; look at {odd}")
         self._messages.clear()
+        if work != self._work:
+            self._work = None  # only the run tells of a refusal
+            self._context.set_device_memory(work, self.work_bytes)
         for name, address in addresses.items():
             if not self._context.set_tensor_address(name, address):
                 raise OdinError(
@@ -164,6 +176,17 @@ class Plan:
                 )
         if not self._context.execute_async_v3(stream_handle):
             raise OdinError(f"{self.file} does not run: {self._messages.reason()}")
+        self._work = work
+
+    def capturable(self, stream_handle: int) -> bool:
+        """Whether a run like the last one can be captured as a CUDA graph.
+
+        Only TensorRT for RTX tells.
+        """
+        context: tensorrt_rtx.IExecutionContext = self._context
+        if not hasattr(context, "is_stream_capturable"):
+            return True
+        return bool(context.is_stream_capturable(stream_handle))
 
     def _set_shapes(self, shapes: Mapping[str, Shape]) -> None:
         varying = {name: t for name, t in self.inputs.items() if t.limits is not None}
@@ -219,18 +242,23 @@ class Plan:
 def _context(
     trt: ModuleType, engine: tensorrt.ICudaEngine, fixed_shapes: bool
 ) -> tensorrt.IExecutionContext | None:
-    """Make an execution context; None where there is no memory for it.
+    """Make an execution context without memory to work in; None if there is none for the rest.
+
+    By itself each would take the memory that the largest shapes need.
 
     TensorRT for RTX compiles kernels for a shape while others, for any shape, are in use. That is
     right where shapes change all the time; but a CUDA graph would keep the others for ever, and a
     result could change in its last bits when they are exchanged.
     """
-    if not fixed_shapes or not hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):
-        return engine.create_execution_context()
+    managed = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+    if not hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):
+        return engine.create_execution_context(managed)
     own: tensorrt_rtx.ICudaEngine = engine
     config: tensorrt_rtx.IRuntimeConfig = own.create_runtime_config()
-    strategy = trt.DynamicShapesKernelSpecializationStrategy
-    config.dynamic_shapes_kernel_specialization_strategy = strategy.EAGER
+    config.set_execution_context_allocation_strategy(managed)
+    if fixed_shapes:
+        strategy = trt.DynamicShapesKernelSpecializationStrategy
+        config.dynamic_shapes_kernel_specialization_strategy = strategy.EAGER
     return own.create_execution_context(config)
 
 

@@ -15,8 +15,7 @@ from odin_engines.errors import OdinError
 
 # The kernels are compiled with CUDA 13; a driver runs what its own major version compiled.
 LEAST_VERSION = 13000
-UPDATE = f"install NVIDIA's driver {OLDEST_DRIVERS[13]} or newer"
-INSTALL = f"on a machine with an NVIDIA GPU {UPDATE}"
+INSTALL = f"on a machine with an NVIDIA GPU install NVIDIA's driver {OLDEST_DRIVERS[13]} or newer"
 ON_A_CPU = "or stay on the CPU with --engine openvino or --engine ort"
 
 PACKAGES = {
@@ -41,6 +40,10 @@ PACKAGES = {
 LEAST_PACKAGES = {"cuda-core": (1, 2), "pycuda": (2026, 1)}
 
 WHILE_CAPTURING = "neither wait nor allocate nor free while a graph is captured"
+OF_THE_PRIMARY_CONTEXT = (
+    "give a stream that has not been destroyed, of the device's primary context; with pycuda "
+    "import pycuda.autoprimaryctx, not pycuda.autoinit"
+)
 # By name of the error: what to do.
 REMEDIES = {
     "CUDA_ERROR_OUT_OF_MEMORY": "use a smaller batch size, or free memory that other processes "
@@ -52,7 +55,11 @@ REMEDIES = {
     "CUDA_ERROR_INVALID_DEVICE": "give the number of a device that nvidia-smi lists",
     "CUDA_ERROR_NO_BINARY_FOR_GPU": "the binary has no code for this device: rebuild the kernels "
     "for its compute capability",
-    "CUDA_ERROR_UNSUPPORTED_PTX_VERSION": f"the driver is older than the compiler: {UPDATE}",
+    "CUDA_ERROR_UNSUPPORTED_PTX_VERSION": "the driver is older than the CUDA that compiled the "
+    "kernels: update the driver, or build the kernels with an nvcc no newer than the CUDA that "
+    "nvidia-smi shows",
+    "CUDA_ERROR_INVALID_CONTEXT": OF_THE_PRIMARY_CONTEXT,
+    "CUDA_ERROR_INVALID_HANDLE": OF_THE_PRIMARY_CONTEXT,
     "CUDA_ERROR_INVALID_IMAGE": "give a fat binary, a cubin or PTX; a damaged file has to be "
     "installed again",
     "CUDA_ERROR_NOT_FOUND": "check the name against the binary's list (cuobjdump -elf); an older "
@@ -181,7 +188,12 @@ def call(doing: str, function: str, *arguments: Any) -> None:
     Raises:
         OdinError: it fails.
     """
-    check(doing, getattr(_library(), function)(*arguments))
+    check(doing, status(function, *arguments))
+
+
+def status(function: str, *arguments: Any) -> int:
+    """Call a function of the driver library itself and return the CUresult."""
+    return int(getattr(_library(), function)(*arguments))
 
 
 def check(doing: str, code: int) -> None:
@@ -196,10 +208,23 @@ def check(doing: str, code: int) -> None:
 
 def is_capturing(stream: int) -> bool:
     """Whether a stream is being captured into a graph, by whomever; its context is current."""
-    status = ctypes.c_int()
+    found = ctypes.c_int()
     handle = ctypes.c_void_p(stream)
-    call("asking for a capture", "cuStreamIsCapturing", handle, ctypes.byref(status))
-    return status.value != 0
+    call("asking for a capture", "cuStreamIsCapturing", handle, ctypes.byref(found))
+    return found.value != 0
+
+
+def refuse_capturing(stream: int) -> None:
+    """Check that a caller's stream is not being captured; its context is current.
+
+    Raises:
+        OdinError: it is, or CUDA does not know it.
+    """
+    if is_capturing(stream):
+        raise OdinError(
+            "the stream is being captured into a CUDA graph, which scoring cannot be part of; "
+            "score outside of the capture (torch.cuda.graph, or whatever began it)"
+        )
 
 
 @functools.cache

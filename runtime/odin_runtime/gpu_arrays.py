@@ -6,6 +6,7 @@ DLPack (CuPy, PyTorch, JAX). Nothing is copied and no library is imported: an ad
 
 from __future__ import annotations
 
+import ctypes
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,8 @@ import numpy as np
 
 from odin_engines.errors import OdinError
 from odin_runtime import gpu_dlpack
+from odin_runtime.driver_memory import check_device, check_readable
+from odin_runtime.driver_reasons import refuse_capturing
 
 LEGACY_STREAM = 1  # how both protocols name the default stream
 _DLPACK_KINDS = {(0, 32): "int32", (1, 8): "uint8", (2, 32): "float32", (2, 16): "float16"}
@@ -57,7 +60,7 @@ def on_device(images: object) -> bool:
 
 
 def device_images(images: Any, device: int, reader: int) -> DeviceImages:
-    """Read where images lie on the device.
+    """Read where images lie on the device, whose primary context is current.
 
     Args:
         images: an array for which `on_device` holds.
@@ -65,13 +68,17 @@ def device_images(images: Any, device: int, reader: int) -> DeviceImages:
         reader: a CUstream that a DLPack array lets wait until it may be read.
 
     Raises:
-        OdinError: they lie on another device, or not dense and row-major.
+        OdinError: they lie on another device or in another context, or not dense and row-major; or
+            the reader is being captured.
     """
-    _check_device(images, device)
     interface = _interface(images)
     if interface is not None and ("stream" in interface or not hasattr(images, "__dlpack__")):
-        return _from_interface(images, interface)
-    return _from_dlpack(images, device, reader)
+        found = _from_interface(images, interface)
+    else:
+        found = _from_dlpack(images, device, reader)
+    if 0 not in found.shape:
+        check_readable("images", found.pointer, device)
+    return found
 
 
 def _interface(images: Any) -> dict[str, Any] | None:
@@ -79,17 +86,6 @@ def _interface(images: Any) -> dict[str, Any] | None:
         return getattr(images, "__cuda_array_interface__", None)
     except RuntimeError as error:  # PyTorch, of a tensor that records gradients
         raise OdinError(f"images: {error}; give images.detach()") from error
-
-
-def _check_device(images: Any, device: int) -> None:
-    """Check the number, where the array tells it: the interface itself has no place for it."""
-    holder = getattr(images, "device", None)
-    number = getattr(holder, "index", getattr(holder, "id", None))
-    if isinstance(number, int) and number != device:
-        raise OdinError(
-            f"images lie on device {number} and the scorer is on device {device}; move them there, "
-            f"or open the scorer with device={number}"
-        )
 
 
 def _from_interface(images: Any, interface: dict[str, Any]) -> DeviceImages:
@@ -109,17 +105,14 @@ def _from_interface(images: Any, interface: dict[str, Any]) -> DeviceImages:
 
 
 def _from_dlpack(images: Any, device: int, reader: int) -> DeviceImages:
+    check_device("images", int(images.__dlpack_device__()[1]), device)
+    refuse_capturing(reader)  # on which the producer is about to queue a wait
     try:
         # The capsule is not consumed: it frees the tensor when we let go of it.
         capsule = images.__dlpack__(stream=reader)
     except (RuntimeError, BufferError, TypeError) as error:
         raise OdinError(f"images cannot be had through DLPack: {error}") from error
     tensor = gpu_dlpack.tensor_of(capsule)
-    if tensor.device_id != device:
-        raise OdinError(
-            f"images lie on device {tensor.device_id} and the scorer is on device {device}; move "
-            f"them there, or open the scorer with device={tensor.device_id}"
-        )
     kind = _DLPACK_KINDS.get((tensor.code, tensor.bits)) if tensor.lanes == 1 else None
     if kind is None:
         raise OdinError("images are of another type than uint8 and float32; convert them")
@@ -148,13 +141,24 @@ def stream_handle(stream: Any) -> int:
     Raises:
         OdinError: it is no stream.
     """
-    if isinstance(stream, int):
-        return stream or LEGACY_STREAM
+    try:
+        handle = _handle(stream)
+        handle = getattr(handle, "value", handle)  # of ctypes, where None stands for 0
+        return (0 if handle is None else int(handle)) or LEGACY_STREAM
+    except (TypeError, ValueError, IndexError) as error:
+        raise OdinError(
+            f"stream is a {type(stream).__name__}; give a CUDA stream or its handle"
+        ) from error
+
+
+def _handle(stream: Any) -> Any:
+    if isinstance(stream, int | ctypes.c_void_p):
+        return stream
     protocol = getattr(stream, "__cuda_stream__", None)
     if protocol is not None:
-        return int((protocol() if callable(protocol) else protocol)[1]) or LEGACY_STREAM
+        return (protocol() if callable(protocol) else protocol)[1]
     for name in ("cuda_stream", "ptr", "handle"):  # PyTorch, CuPy, pycuda
         handle = getattr(stream, name, None)
         if handle is not None:
-            return int(handle) or LEGACY_STREAM
-    raise OdinError(f"stream is a {type(stream).__name__}; give a CUDA stream or its handle")
+            return handle
+    raise TypeError("no stream")

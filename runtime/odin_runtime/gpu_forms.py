@@ -115,7 +115,14 @@ class Form(Protocol):
         """Queue a job."""
 
     def another(self) -> Form:
-        """The same with execution contexts of its own."""
+        """The same with execution contexts of its own.
+
+        Raises:
+            OdinError: the GPU has no memory for them.
+        """
+
+    def capturable(self, stream: Stream) -> bool:
+        """Whether a job like the last one can be captured on a stream."""
 
     def close(self) -> None:
         """Let go of the plans."""
@@ -136,6 +143,11 @@ class Shared:
             other._plans = {name: plan.another() for name, plan in self._plans.items()}
         return other
 
+    def capturable(self, stream: Stream) -> bool:
+        """Whether all plans can be captured on a stream."""
+        with self.device.driver.current():
+            return all(plan.capturable(stream.handle) for plan in self._plans.values())
+
     def close(self) -> None:
         """Let go of the plans, where TensorRT can free their memory."""
         with self.device.driver.current():
@@ -150,6 +162,8 @@ class Shared:
             "normalised": self.images_bytes(),
             "logits": FLOAT * most * self.device.spec.classes,
             "nan": FLOAT * most,
+            # For the plans of all contexts: one at a time runs.
+            "plans": max(plan.work_bytes for plan in self._plans.values()),
             "rows": OutputLayout(most, rows).size,
         }
 
@@ -170,12 +184,20 @@ class Shared:
         )
         return work["normalised"]
 
-    def run(self, graph: str, addresses: Mapping[str, int], shape: Shape, stream: Stream) -> None:
+    def run(
+        self,
+        graph: str,
+        addresses: Mapping[str, int],
+        shape: Shape,
+        work: Regions,
+        stream: Stream,
+    ) -> None:
         """Queue a plan."""
         plan = self._plans[graph]
         varying = [name for name, tensor in plan.inputs.items() if tensor.limits is not None]
         with self.device.driver.current():
-            plan.enqueue(addresses, dict.fromkeys(varying, shape), stream.handle)
+            shapes = dict.fromkeys(varying, shape)
+            plan.enqueue(addresses, shapes, work["plans"], stream.handle)
 
     def mark(
         self, job: Job, layout: OutputLayout, places: Places, work: Regions, stream: Stream

@@ -91,6 +91,7 @@ class Fused(Shared):
         if self.device.spec.tunable:
             addresses["temperature"] = places.settings + TEMPERATURE
             addresses["magnitude"] = places.settings + MAGNITUDE
-        self.run(ODIN, addresses, image_shape(job, self.device.spec, self.raw_only), stream)
+        shape = image_shape(job, self.device.spec, self.raw_only)
+        self.run(ODIN, addresses, shape, work, stream)
         if not job.raw:
             self.mark(job, layout, places, work, stream)

@@ -142,8 +142,8 @@ class Pipeline(Resources):
         """Queue scoring images on the device; returns before it is done.
 
         The images are read where they lie and the scores stay on the device. Only images that the
-        plan cannot take as they are, at an address that is no multiple of 256 or fewer than its
-        smallest batch, are copied, on the device.
+        plan cannot take as they are, read by itself at an address that is no multiple of 256 or
+        fewer than its smallest batch, are copied, on the device.
 
         The work is done on a stream of ours, after what the caller's stream holds now and before
         what comes to it later: for the caller it has its place in that stream.
@@ -158,16 +158,19 @@ class Pipeline(Resources):
             `gpu_results.ResultPool`.
 
         Raises:
-            OdinError: the plans do not take the images or the settings, or CUDA fails.
+            OdinError: the plans do not take the images or the settings, a stream is being captured,
+                or CUDA fails.
         """
         with self._lock:
             self._check(images)
             request = self._request(temperature, magnitudes)
-            self._make_room(request)
             callers = images.stream if stream is None else stream
             callers = LEGACY_STREAM if callers is None else callers
+            before = {callers} if images.stream is None else {callers, images.stream}
+            self._refuse_capturing(*before)
+            self._make_room(request)
             with self._settling():
-                self._wait_for(images.stream, callers)
+                self._wait_for(*before)
                 results = self._device_results(images, request, callers)
                 for chunk in self._chunks(images, padding=False):
                     self._queue_on_device(images, chunk, request, results)
@@ -188,7 +191,8 @@ class Pipeline(Resources):
         names = self._form.names(job)
         shapes = dict.fromkeys(names, (count,)) | {"score": (job.magnitudes, count)}
         size = aligned(8 * count) + sum(aligned(4 * int(np.prod(s))) for s in shapes.values())
-        memory = self._pool.take(max(size, 1), stream)
+        with self.driver.current():
+            memory = self._pool.take(max(size, 1), stream)
         results = {"label": DeviceArray(memory, 0, (count,), np.int64)}
         offset = aligned(8 * count)
         for name, shape in shapes.items():
@@ -222,7 +226,8 @@ class Pipeline(Resources):
         """The address of a batch that a plan can read."""
         size = images.image_bytes
         begin = images.pointer + chunk.start * size
-        if begin % ALIGNMENT == 0 and chunk.padded == chunk.count:
+        by_kernel = images.dtype == np.uint8 and not self._form.raw_only  # which takes any address
+        if chunk.padded == chunk.count and (by_kernel or begin % ALIGNMENT == 0):
             return begin
         address, copy = slot.device["input"], self.driver.copy_on_device
         copy(address, begin, chunk.count * size, self._compute)

@@ -14,6 +14,8 @@ from odin_engines.errors import OdinError
 from odin_engines.plan_records import Limits, shape_text
 from odin_engines.spec import LEAST_TEMPERATURE, MOST, Spec
 from odin_runtime.driver import Driver, Event, Stream
+from odin_runtime.driver_memory import ResultHeap
+from odin_runtime.driver_reasons import refuse_capturing
 from odin_runtime.gpu_arrays import DeviceImages
 from odin_runtime.gpu_buffers import MOST_MAGNITUDES, OutputLayout, Regions, Slot, constants
 from odin_runtime.gpu_forms import Device, Form, Job, Places
@@ -84,7 +86,7 @@ class Resources:
         with ExitStack() as stack:
             self._upload, self._compute, self._download = (self._stream(stack) for _ in range(3))
             self._arrived, self._idle = (self._event(stack) for _ in range(2))
-            self._pool = ResultPool(driver, device, self.hold_back)
+            self._pool = ResultPool(ResultHeap(device), self.hold_back, self._settle)
             stack.callback(self._pool.free)
             kernels = Kernels(driver, image)
             stack.callback(kernels.close)
@@ -143,7 +145,7 @@ class Resources:
                     f"CUDA graphs are asked for, and {self.driver.name} has none; install "
                     "cuda-core, which has, or open the bundle with graphs=False"
                 )
-            runner = Graphs(self.driver, self._form, empty)
+            runner = Graphs(self.driver, self._form, empty, required=bool(wanted))
         else:
             runner = Direct(self._form, empty)
         stack.callback(runner.close)
@@ -240,13 +242,19 @@ class Resources:
 
     # Streams of callers: their owners may destroy them after any call, so none is kept.
 
-    def _wait_for(self, *handles: int | None) -> None:
+    def _wait_for(self, *handles: int) -> None:
         """Let our computing come after the work of these streams."""
-        for handle in dict.fromkeys(handles):
-            if handle is not None and handle != self._compute.handle:
+        for handle in handles:
+            if handle != self._compute.handle:
                 with closing(self.driver.foreign_stream(handle)) as stream:
                     self._arrived.record(stream)
                 self._compute.wait(self._arrived)
+
+    def _refuse_capturing(self, *handles: int) -> None:
+        """Check that callers' streams are not being captured, before anything is queued."""
+        with self.driver.current():
+            for handle in handles:
+                refuse_capturing(handle)
 
     def _hold_back(self, handle: int) -> None:
         """Let later work of a stream wait for our computing."""
@@ -255,10 +263,11 @@ class Resources:
                 stream.wait(self._idle)
 
     def hold_back(self, handle: int) -> None:
-        """As `_hold_back`, for those who ask from outside."""
+        """As `_hold_back`, for those who ask from outside; after closing all work is done."""
         with self._lock:
-            self._check_open()
-            self._hold_back(handle)
+            if not self._closed:
+                self._refuse_capturing(handle)
+                self._hold_back(handle)
 
     # Ending
 
@@ -282,7 +291,7 @@ class Resources:
             slot.reads_settings = False
 
     def close(self) -> None:
-        """Wait for the work and free everything, also results on the device; then do nothing."""
+        """Wait for the work and free everything but results that are held; then do nothing."""
         with self._lock:
             if self._closed:
                 return

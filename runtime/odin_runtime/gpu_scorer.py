@@ -13,12 +13,14 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from odin_engines.bundle import GRADIENT, ODIN, Bundle
 from odin_engines.errors import OdinError
+from odin_engines.plan_messages import letting_go
 from odin_engines.plan_sets import form_graphs
 from odin_runtime.driver import Driver, open_driver
 from odin_runtime.gpu_arrays import (
@@ -114,12 +116,14 @@ class GpuSession:
             stream: of the caller, on which they are to be read; None for the default stream.
 
         Raises:
-            OdinError: they are on another device, or not dense.
+            OdinError: they are on another device or in another context, or not dense; or the
+                stream is being captured.
         """
         if not on_device(images):
             return images
         reader = LEGACY_STREAM if stream is None else stream_handle(stream)
-        return device_images(images, self.pipeline.device, reader)
+        with self.driver.current():
+            return device_images(images, self.pipeline.device, reader)
 
     def score(
         self,
@@ -183,31 +187,37 @@ def open_gpu(
     Raises:
         OdinError: there are no plans or no GPU, or they do not fit; says what to do.
     """
-    from odin_engines.tensorrt_engine import open_plan
-
     chosen = choose_form(bundle, engine, options.form)
-    graph_names = form_graphs(chosen, bundle.spec)
     image = fat_binary()
     opened = open_driver(options.driver, options.device)
     with ExitStack() as stack:
         stack.callback(opened.close)
-        plans: dict[str, Plan] = {}
-        stack.callback(plans.clear)
-        with opened.current():
-            for name in graph_names:
-                plans[name] = open_plan(bundle, engine, name, options.device)
-        pipeline = Pipeline(
-            opened,
-            image,
-            bundle.spec,
-            lambda shared: _form(chosen, shared, plans),
-            device=options.device,
-            graphs=options.graphs,
-            batch_size=options.batch_size,
-        )
+        with opened.current():  # where TensorRT frees the plans if this fails
+            pipeline = _open_pipeline(opened, image, bundle, engine, chosen, options)
         stack.pop_all()
     return GpuSession(opened, pipeline, chosen)
 
 
-def _form(name: str, device: Device, plans: dict[str, Plan]) -> Form:
+@letting_go
+def _open_pipeline(
+    driver: Driver, image: bytes, bundle: Bundle, engine: str, form: str, options: GpuOptions
+) -> Pipeline:
+    from odin_engines.tensorrt_engine import open_plan
+
+    plans = {
+        name: open_plan(bundle, engine, name, options.device)
+        for name in form_graphs(form, bundle.spec)
+    }
+    return Pipeline(
+        driver,
+        image,
+        bundle.spec,
+        partial(_form, form, plans),  # a function of ours would hold the plans in an error's frame
+        device=options.device,
+        graphs=options.graphs,
+        batch_size=options.batch_size,
+    )
+
+
+def _form(name: str, plans: dict[str, Plan], device: Device) -> Form:
     return Fused(device, plans[ODIN]) if name == "fused" else Split(device, plans)

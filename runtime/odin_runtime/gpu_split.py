@@ -99,7 +99,7 @@ class Split(Shared):
         }
         if spec.tunable:
             addresses["temperature"] = places.settings + TEMPERATURE
-        self.run(GRADIENT, addresses, image_shape(job, spec), stream)
+        self.run(GRADIENT, addresses, image_shape(job, spec), work, stream)
         rows = places.output if job.raw else work["rows"]
         self.device.kernels.score(
             work["logits"],
@@ -138,7 +138,7 @@ class Split(Shared):
                 stream=stream,
             )
             addresses = {"images": work["perturbed"], "logits": work["logits"]}
-            self.run(FORWARD, addresses, shape, stream)
+            self.run(FORWARD, addresses, shape, work, stream)
             for index in range(once):
                 kernels.score(
                     work["logits"] + FLOAT * index * job.count * spec.classes,

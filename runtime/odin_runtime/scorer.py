@@ -246,12 +246,12 @@ class Scorer:
 
         Returns:
             Arrays on the device (`gpu_results.DeviceArray`), which others take as theirs:
-            torch.from_dlpack(scores.score), cupy.asarray(scores.score). Their memory is theirs
-            until they are dropped and goes with the scorer.
+            torch.from_dlpack(scores.score), cupy.asarray(scores.score). They last until they and
+            what was taken from them are dropped, also beyond the scorer.
 
         Raises:
-            OdinError: the engine is not "trt" or "rtx"; the images are not on its device, of
-                another type, layout or size, or not dense; or the settings are not the plans'.
+            OdinError: not engine "trt" or "rtx"; images of another device, context, type, layout or
+                size, or not dense; a stream being captured; or settings that are not the plans'.
         """
         if self.engine not in PLAN_ENGINES:
             raise OdinError(

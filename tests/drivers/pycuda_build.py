@@ -1,7 +1,7 @@
 """pycuda for the tests of its driver, where it is not installed.
 
-It comes as source alone. Its sources are compiled as its setup does, but unoptimised: 20 seconds of
-one core in place of 90; against the CUDA headers of the tests' extra, and bound to libcuda.so.1,
+It comes as source alone. Its sources are compiled as its setup does, but unoptimised, which takes a
+quarter of the time; against the CUDA headers of the tests' extra, and bound to libcuda.so.1,
 which in the scenarios' processes is the test double. Built once, into the user's cache.
 """
 
@@ -48,8 +48,12 @@ DRIVER_SOURCES = ("wrapper/wrap_cudadrv", "wrapper/mempool", "cpp/cuda", "cpp/bi
 STRUCT_SOURCE = "wrapper/_pvt_struct_v3"
 
 
-class BuildError(Exception):
-    """pycuda cannot be built here; says why."""
+class CommandError(Exception):
+    """A command failed; says which and how."""
+
+
+class NoSourceError(Exception):
+    """There is no package index to have pycuda's source from."""
 
 
 def is_installed() -> bool:
@@ -58,16 +62,22 @@ def is_installed() -> bool:
 
 
 def pycuda_path() -> Path:
-    """The folder to put on the path for pycuda, or the test is skipped with the reason."""
+    """The folder to put on the path for pycuda.
+
+    Without a compiler or a package index the test is skipped; source that does not compile
+    fails it.
+    """
     cuda_headers(), cxx()  # skip without
     found = _built()
     if isinstance(found, str):
         pytest.skip(found)
+    if isinstance(found, CommandError):
+        raise found
     return found
 
 
 @functools.cache  # also why not: it is tried once a process
-def _built() -> Path | str:
+def _built() -> Path | str | CommandError:
     cache = user_cache()
     if cache is None:
         return "pycuda is not installed, and there is no home folder to build it in"
@@ -79,8 +89,10 @@ def _built() -> Path | str:
             with tempfile.TemporaryDirectory(dir=folder.parent) as work:
                 try:
                     build(Path(work)).rename(folder)
-                except (BuildError, subprocess.TimeoutExpired) as error:
-                    return f"pycuda is not installed, and cannot be built: {error}"
+                except NoSourceError as error:
+                    return f"pycuda is not installed, and its source cannot be had: {error}"
+                except CommandError as error:
+                    return error
     return folder
 
 
@@ -111,7 +123,10 @@ def build(work: Path) -> Path:
 def _download(work: Path) -> Path:
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--retries", "1"]
     options = ["--no-deps", "--no-build-isolation", "--no-binary", "pycuda", "--dest", work]
-    _run([*pip, "download", "-q", *options, f"pycuda=={VERSION}"])
+    try:
+        _run([*pip, "download", "-q", *options, f"pycuda=={VERSION}"])
+    except (CommandError, subprocess.TimeoutExpired) as error:
+        raise NoSourceError(error) from error
     (archive,) = work.glob("*.tar.gz")
     with tarfile.open(archive) as packed:
         packed.extractall(work, filter="data")
@@ -149,5 +164,6 @@ def _link(module: Path, inputs: Sequence[str | Path]) -> None:
 def _run(command: Sequence[str | Path]) -> None:
     done = attempt(command, timeout=300)
     if done.returncode:
-        last = done.stdout.strip().splitlines()[-1:] or ["no output"]
-        raise BuildError(f"{Path(command[0]).name} failed: {last[0]}")
+        lines = done.stdout.strip().splitlines() or ["no output"]
+        telling = [line for line in lines if "error" in line.lower()] or lines[-1:]
+        raise CommandError(f"{Path(command[0]).name} failed: {telling[0]}")

@@ -231,6 +231,16 @@ def used_after_a_fork(double: Double, name: str) -> list[int]:
     return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), api.call("cuInit", 0)]
 
 
+def strange_argument(double: Double, name: str) -> list[int]:
+    """Memory of another context, of the same device."""
+    api = Api()
+    launch, stream = kernel(double, api, lambda _: None), api.make("cuStreamCreate", 1)
+    api.make("cuCtxCreate_v4", 0, 0, 0)
+    memory = api.make("cuMemAlloc_v2", 8)
+    api.ok("cuCtxPopCurrent_v2", 0)
+    return [launch(stream, memory), api.call("cuStreamSynchronize", stream)]
+
+
 def not_in_the_double(double: Double, name: str) -> list[int]:
     return [Api().call("cuLaunchGrid", 0, 1, 1)]
 
@@ -278,6 +288,7 @@ WRONG = [
         ["use of the legacy stream while a blocking stream is being captured"],
     ),
     (used_after_a_fork, [NOT_INITIALIZED, 0], []),
+    (strange_argument, [0, ILLEGAL_ADDRESS], ["k parameter 0: d3+0 is memory of another context"]),
     (not_in_the_double, [NOT_SUPPORTED], ["cuLaunchGrid is not part of the double"]),
 ]
 
@@ -324,6 +335,28 @@ def test_leaks_are_listed(run_in_double: Callable[..., Seen]) -> None:
         "primary context of device 0, retained 1 times",
         "1 contexts still current in this thread",
     ]
+
+
+def handle_again(double: Double, name: str) -> list[Any]:
+    """A stream with the handle of one that was destroyed with work left, which a free waits for."""
+    api, done = Api(), []
+    launch = kernel(double, api, lambda one: done.append(one.parameters[0]))
+    first = api.make("cuStreamCreate", 1)
+    launch(first, 1)
+    api.ok("cuStreamDestroy_v2", first)
+    second = api.make("cuStreamCreate", 1)
+    api.ok("cuStreamSynchronize", second)
+    found = [first == second, list(done)]
+    api.ok("cuMemFree_v2", api.make("cuMemAlloc_v2", 8))
+    return [*found, done]
+
+
+def test_handles_come_again_and_freeing_waits_where_asked_for(
+    run_in_double: Callable[..., Seen],
+) -> None:
+    seen = run_in_double(handle_again, "none", reuse_streams=1, free_waits=1)
+    assert seen.result == [True, [], [1]]
+    assert run_in_double(handle_again, "none").result == [False, [], []]
 
 
 def order(double: Double, name: str) -> list[str]:

@@ -140,7 +140,7 @@ def test_modules_that_do_not_load(scenario: Callable[..., Seen]) -> None:
         loading + "CUDA_ERROR_NO_BINARY_FOR_GPU (no kernel image is available for execution on "
         "the device); the binary has no code for this device: rebuild",
         loading + "CUDA_ERROR_UNSUPPORTED_PTX_VERSION (the provided PTX was compiled with an "
-        "unsupported toolchain.); the driver is older than the compiler",
+        "unsupported toolchain.); the driver is older than the CUDA that compiled the kernels",
         "a module is used after it was closed",
         "a module is used after it was closed",
     ]

@@ -66,6 +66,7 @@ GIVING_BACK = {
     "cuStreamEndCapture": "",
     "cuCtxPopCurrent": "",
     "cuCtxPushCurrent": "",
+    "cuThreadExchangeStreamCaptureMode": "",
 }
 
 

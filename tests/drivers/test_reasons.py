@@ -114,6 +114,15 @@ def test_old_packages(monkeypatch: pytest.MonkeyPatch, version: str, cause: str 
         assert reason.remedy == 'pip install --upgrade "cuda-core>=1.2"'
 
 
+def test_what_errors_ask_for() -> None:
+    remedies = driver_reasons.REMEDIES
+    ptx = remedies["CUDA_ERROR_UNSUPPORTED_PTX_VERSION"]
+    assert "580" not in ptx  # which may be installed
+    assert "build the kernels with an nvcc no newer than the CUDA that nvidia-smi shows" in ptx
+    for name in ("CUDA_ERROR_INVALID_CONTEXT", "CUDA_ERROR_INVALID_HANDLE"):
+        assert "pycuda.autoprimaryctx, not pycuda.autoinit" in remedies[name]
+
+
 def refusal(double: Double, name: str) -> str:
     return error_of(lambda: open_driver(name))
 

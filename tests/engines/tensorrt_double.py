@@ -7,6 +7,7 @@ That these names exist in the real module is what test_tensorrt_names.py checks.
 from __future__ import annotations
 
 import enum
+import functools
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,6 +26,10 @@ class ComputeCapability(enum.Enum):
     NONE, CURRENT, SM75, SM80, SM86, SM89, SM120, SM121 = range(8)
 
 
+class ExecutionContextAllocationStrategy(enum.Enum):
+    STATIC, ON_PROFILE_CHANGE, USER_MANAGED = range(3)
+
+
 class DynamicShapesKernelSpecializationStrategy(enum.Enum):
     LAZY, EAGER, NONE = range(3)
 
@@ -33,6 +38,7 @@ class ILogger:
     ERROR, INTERNAL_ERROR, WARNING, INFO = "error", "internal error", "warning", "info"
 
 
+NOT_CAPTURABLE = 99  # a stream
 # name: (mode, type, shape, profile)
 TENSORS: dict[str, Any] = {
     "images": (
@@ -55,7 +61,8 @@ def make(
 ) -> Any:
     """Return the module, or that of TensorRT for RTX.
 
-    Its `calls` holds what contexts were told, in order, and `configs` what they were made with.
+    Its `calls` holds what contexts were told, in order, and `configs` what they were made with: a
+    strategy, or with TensorRT for RTX a configuration.
     """
     configs: list[Any] = []
     calls: list[tuple[Any, ...]] = []
@@ -63,6 +70,9 @@ def make(
     class Context:
         def __init__(self, number: int, logger: Any) -> None:
             self.number, self.logger, self.shapes = number, logger, {}
+            self.memory: tuple[int, int] | None = None
+            if rtx:
+                self.is_stream_capturable = lambda stream: stream != NOT_CAPTURABLE
 
         def _answer(self, name: str, *arguments: Any) -> bool:
             calls.append((self.number, name, *arguments))
@@ -76,11 +86,16 @@ def make(
             self.shapes[name] = shape
             return self._answer("set_input_shape", name, shape)
 
+        def set_device_memory(self, memory: int, size: int) -> None:
+            self.memory = memory, size
+            self._answer("set_device_memory", memory, size)
+
         def set_tensor_address(self, name: str, memory: int) -> bool:
             return self._answer("set_tensor_address", name, memory)
 
         def execute_async_v3(self, stream_handle: int) -> bool:
-            return self._answer("execute_async_v3", stream_handle)
+            assert self.memory is not None and self.memory[1] >= Engine.device_memory_size_v2
+            return self._answer("execute_async_v3", stream_handle) and refuse != "set_device_memory"
 
         def infer_shapes(self) -> list[str]:
             if not self._answer("infer_shapes"):
@@ -100,10 +115,16 @@ def make(
 
         def create_runtime_config(self) -> Any:
             assert rtx
-            return SimpleNamespace()
+            config = SimpleNamespace(strategy=ExecutionContextAllocationStrategy.STATIC)
+            config.set_execution_context_allocation_strategy = functools.partial(
+                setattr, config, "strategy"
+            )
+            return config
 
-        def create_execution_context(self, runtime_config: Any = None) -> Context | None:
-            configs.append(runtime_config)
+        def create_execution_context(self, with_: Any = None) -> Context | None:
+            configs.append(with_)
+            strategy = with_.strategy if rtx else with_
+            assert strategy is ExecutionContextAllocationStrategy.USER_MANAGED
             self.contexts += 1
             if refuse == f"context {self.contexts}":
                 self.logger.log(ILogger.ERROR, "Error Code 2: OutOfMemory (Requested size was 5)")
@@ -147,6 +168,7 @@ def make(
         ILogger=ILogger,
         TensorIOMode=TensorIOMode,
         DataType=DataType,
+        ExecutionContextAllocationStrategy=ExecutionContextAllocationStrategy,
         Runtime=Runtime,
         calls=calls,
         configs=configs,

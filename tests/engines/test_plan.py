@@ -14,6 +14,7 @@ from odin_engines.plan_records import Limits
 
 FILE = Path("here/odin.trt.plan")
 ADDRESSES = {"images": 256, "temperature": 512, "score": 768, "label": 1024, "gradient": 1280}
+WORK = 0x4000
 SHAPES = {"images": (5, 3, 32, 36)}
 
 
@@ -33,17 +34,17 @@ def test_what_it_takes_and_gives() -> None:
         "label": Tensor("label", "int64", (-1,)),
         "gradient": Tensor("gradient", "bfloat16", (-1, 3, -1, -1)),
     }
-    assert plan.context_bytes == 123_000_000
+    assert plan.work_bytes == 123_000_000
 
 
 def test_a_run() -> None:
     trt = tensorrt_double.make()
-    opened(trt).enqueue(ADDRESSES, SHAPES, 0x77)
+    opened(trt).enqueue(ADDRESSES, SHAPES, WORK, 0x77)
     assert trt.calls[0] == (1, "set_input_shape", "images", (5, 3, 32, 36))
     addresses = {call[2]: call[3] for call in trt.calls if call[1] == "set_tensor_address"}
     assert addresses == ADDRESSES
     assert trt.calls[-1] == (1, "execute_async_v3", 0x77)
-    assert len(trt.calls) == 2 + len(ADDRESSES) + 1
+    assert len(trt.calls) == 2 + 1 + len(ADDRESSES) + 1
 
 
 def test_a_shape_is_set_once() -> None:
@@ -51,7 +52,7 @@ def test_a_shape_is_set_once() -> None:
     trt = tensorrt_double.make()
     plan = opened(trt)
     for shapes in (SHAPES, SHAPES, {"images": (1, 3, 32, 32)}, SHAPES):
-        plan.enqueue(ADDRESSES, shapes, 1)
+        plan.enqueue(ADDRESSES, shapes, WORK, 1)
     plan.output_shapes(SHAPES)
     told = [call[1:] for call in trt.calls if call[1] in ("set_input_shape", "execute_async_v3")]
     run = ("execute_async_v3", 1)
@@ -61,14 +62,33 @@ def test_a_shape_is_set_once() -> None:
     assert told == [large, run, run, small, run, large, run]
 
 
+def test_contexts_work_in_memory_of_the_caller() -> None:
+    """Made with it alone (see the double); they are told of it once, and when it changes."""
+    trt = tensorrt_double.make()
+    plan = opened(trt)
+    other = plan.another()
+    for context, work in ((plan, 256), (other, 256), (plan, 256), (plan, 512), (other, 256)):
+        context.enqueue(ADDRESSES, SHAPES, work, 1)
+    told = [(call[0], *call[2:]) for call in trt.calls if call[1] == "set_device_memory"]
+    size = plan.work_bytes
+    assert told == [(1, 256, size), (2, 256, size), (1, 512, size)]
+
+
 def test_a_shape_that_was_refused_is_set_again() -> None:
     for refuse in ("set_input_shape", "infer_shapes"):
         trt = tensorrt_double.make(refuse)
         plan = opened(trt)
         for _ in range(2):
             with pytest.raises(OdinError, match="this is why"):
-                plan.enqueue(ADDRESSES, SHAPES, 1)
+                plan.enqueue(ADDRESSES, SHAPES, WORK, 1)
         assert [call[1] for call in trt.calls].count(refuse) == 2
+
+
+def test_memory_that_was_refused_is_set_again() -> None:
+    plan = opened(tensorrt_double.make("set_device_memory"))
+    for _ in range(2):
+        with pytest.raises(OdinError, match=r"does not run: this is why$"):
+            plan.enqueue(ADDRESSES, SHAPES, WORK, 1)
 
 
 def test_shapes_of_the_outputs() -> None:
@@ -80,8 +100,8 @@ def test_contexts_do_not_share() -> None:
     trt = tensorrt_double.make()
     plan = opened(trt)
     other = plan.another()
-    other.enqueue(ADDRESSES, SHAPES, 2)
-    plan.enqueue(ADDRESSES, {"images": (1, 3, 40, 40)}, 1)
+    other.enqueue(ADDRESSES, SHAPES, WORK, 2)
+    plan.enqueue(ADDRESSES, {"images": (1, 3, 40, 40)}, WORK, 1)
     runs = [call for call in trt.calls if call[1] in ("set_input_shape", "execute_async_v3")]
     assert runs == [
         (2, "set_input_shape", "images", (5, 3, 32, 36)),
@@ -96,12 +116,17 @@ def test_another_context_of_rtx_compiles_before_it_runs() -> None:
     trt = tensorrt_double.make(rtx=True)
     opened(trt).another()
     first, second = trt.configs
-    assert first is None
+    assert not hasattr(first, "dynamic_shapes_kernel_specialization_strategy")
     strategy = tensorrt_double.DynamicShapesKernelSpecializationStrategy.EAGER
     assert second.dynamic_shapes_kernel_specialization_strategy is strategy
-    trt = tensorrt_double.make()
-    opened(trt).another()
-    assert trt.configs == [None, None]
+
+
+def test_what_can_be_captured() -> None:
+    """TensorRT for RTX says it; TensorRT has no such question."""
+    stream = tensorrt_double.NOT_CAPTURABLE
+    plan = opened(tensorrt_double.make(rtx=True))
+    assert plan.capturable(1) and not plan.capturable(stream)
+    assert opened(tensorrt_double.make()).capturable(stream)
 
 
 @pytest.mark.parametrize(
@@ -114,18 +139,19 @@ def test_another_context_of_rtx_compiles_before_it_runs() -> None:
         ),
         (
             "context 1",
-            ("no memory on the GPU", "123 MB", "Requested size was 5", "--maxShapes"),
+            ("no memory on the GPU", "Requested size was 5", "--maxShapes"),
         ),
         ("set_input_shape", ("shape 5x3x32x36 of images is refused: this is why",)),
         ("infer_shapes", ("no shapes follow from those of its inputs: this is why",)),
         ("all shapes", ("no shape is known of temperature",)),
+        ("set_device_memory", ("odin.trt.plan does not run: this is why",)),
         ("set_tensor_address", ("of images is refused: this is why", "0x100")),
         ("execute_async_v3", ("odin.trt.plan does not run: this is why",)),
     ],
 )
 def test_every_answer_is_checked(refuse: str, parts: tuple[str, ...]) -> None:
     with pytest.raises(OdinError) as caught:
-        opened(tensorrt_double.make(refuse)).enqueue(ADDRESSES, SHAPES, 1)
+        opened(tensorrt_double.make(refuse)).enqueue(ADDRESSES, SHAPES, WORK, 1)
     for part in (*parts, "here/odin.trt.plan" if refuse != "Runtime" else "TensorRT"):
         assert part in str(caught.value)
 
@@ -142,7 +168,7 @@ def test_an_error_is_not_told_twice() -> None:
     plan = opened(trt)
     for _ in range(2):
         with pytest.raises(OdinError, match=r"does not run: first reason$"):
-            plan.enqueue(ADDRESSES, SHAPES, 1)
+            plan.enqueue(ADDRESSES, SHAPES, WORK, 1)
 
 
 @pytest.mark.parametrize(
@@ -161,7 +187,7 @@ def test_an_error_is_not_told_twice() -> None:
 def test_shapes_out_of_the_profile(shape: Any, parts: tuple[str, ...]) -> None:
     trt = tensorrt_double.make()
     with pytest.raises(OdinError) as caught:
-        opened(trt).enqueue(ADDRESSES, {"images": shape}, 1)
+        opened(trt).enqueue(ADDRESSES, {"images": shape}, WORK, 1)
     for part in (
         *parts,
         "here/odin.trt.plan takes images of 1x3x32x32 to 8x3x40x40",
@@ -182,5 +208,5 @@ def test_shapes_out_of_the_profile(shape: Any, parts: tuple[str, ...]) -> None:
 def test_names_that_are_missing_or_unknown(addresses: Any, shapes: Any, odd: str) -> None:
     trt = tensorrt_double.make()
     with pytest.raises(OdinError, match=f"look at {odd}"):
-        opened(trt).enqueue(addresses, shapes, 1)
+        opened(trt).enqueue(addresses, shapes, WORK, 1)
     assert "execute_async_v3" not in [call[1] for call in trt.calls]

@@ -13,22 +13,23 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gpu.support import MOST
 from odin_engines import engine as engines
+from odin_engines import tensorrt_engine
 from odin_engines.bundle import FORWARD, GRADIENT, ODIN, Bundle, read_bundle, write_bundle
 from odin_engines.errors import OdinError
 from odin_engines.plan import Plan, Tensor
 from odin_engines.plan_profiles import AskedShapes
 from odin_engines.plan_sets import PlanOptions, make_plans
 from odin_engines.spec import Spec
-from odin_engines.tensorrt_engine import open_plan, plan_problem
-from odin_runtime.driver import Driver, Stream, open_driver
+from odin_runtime.driver import Driver, Memory, Stream, open_driver
 from odin_runtime.scorer import normalised
 
 pytestmark = pytest.mark.gpu
 
-MOST = 16
 # Largest differences from float32 on a CPU: of scores, and of logits relative to the largest.
-SCORES = {"fp32": 1e-5, "fp16": 2e-3, "bf16": 1e-2}
+# The perturbation moves the tiny network's scores by up to 4e-3.
+SCORES = {"fp32": 1e-5, "fp16": 2e-3, "bf16": 3e-3}
 LOGITS = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 5e-2}
 # How many signs of the gradient have to agree.
 SIGNS = {"fp32": 0.999, "fp16": 0.995, "bf16": 0.99}
@@ -92,10 +93,50 @@ def images(raw_images: Callable[..., np.ndarray], tiny_spec: Callable[..., Spec]
     return lambda count: normalised(raw_images(count, seed=5), tiny_spec())
 
 
+class Plans:
+    """Plans of a test: they are freed after it, where TensorRT can free their memory."""
+
+    def __init__(self, driver: Driver, bundle: Bundle, engine: str) -> None:
+        self._driver, self._bundle, self._engine = driver, bundle, engine
+        self._kept: list[Plan] = []
+
+    def open(self, graph: str) -> Plan:
+        with self._driver.current():
+            plan = tensorrt_engine.open_plan(self._bundle, self._engine, graph)
+            self._kept.append(plan)
+        return self._kept[-1]
+
+    def another(self, plan: Plan) -> Plan:
+        """The same in a context as CUDA graphs have: whose kernels stay after the first run."""
+        with self._driver.current():
+            self._kept.append(plan.another())
+        return self._kept[-1]
+
+    def free(self) -> None:
+        """Every run must have been waited for."""
+        with self._driver.current():
+            self._kept.clear()
+
+
+@pytest.fixture
+def plans(driver: Driver, bundle: Bundle, engine: str) -> Iterator[Plans]:
+    """The bundle's plans."""
+    opened = Plans(driver, bundle, engine)
+    yield opened
+    opened.free()
+
+
 class Run:
     """One run of a plan on a stream; `outputs` waits for it."""
 
-    def __init__(self, driver: Driver, plan: Plan, images: np.ndarray, stream: Stream) -> None:
+    def __init__(
+        self,
+        driver: Driver,
+        plan: Plan,
+        images: np.ndarray,
+        stream: Stream,
+        work: Memory | None = None,
+    ) -> None:
         self._driver, self._stream = driver, stream
         shapes = {"images": images.shape}
         with driver.current():
@@ -104,13 +145,14 @@ class Run:
         self._sizes = {name: (sizes[name], dtype_of(tensors[name])) for name in sizes}
         lengths = {name: math.prod(size) * t.itemsize for name, (size, t) in self._sizes.items()}
         self._device = {name: driver.allocate(length) for name, length in lengths.items()}
+        self._work = driver.allocate(0 if work else plan.work_bytes)
         self._host = {name: driver.pinned(length) for name, length in lengths.items()}
         self._outputs = list(plan.outputs)
         self._host["images"].array[:] = np.ascontiguousarray(images).view(np.uint8).ravel()
         self._copy("images", driver.copy_to_device)
         with driver.current():
             addresses = {name: memory.pointer for name, memory in self._device.items()}
-            plan.enqueue(addresses, shapes, stream.handle)
+            plan.enqueue(addresses, shapes, (work or self._work).pointer, stream.handle)
         for name in self._outputs:
             self._copy(name, driver.copy_to_host)
 
@@ -125,18 +167,13 @@ class Run:
         for name in self._outputs:
             shape, dtype = self._sizes[name]
             values[name] = self._host[name].array.copy().view(dtype).reshape(shape)
-        for memory in (*self._device.values(), *self._host.values()):
+        for memory in (self._work, *self._device.values(), *self._host.values()):
             memory.free()
         return values
 
 
 def dtype_of(tensor: Tensor) -> np.dtype[Any]:
     return np.dtype(tensor.dtype)
-
-
-def opened(driver: Driver, bundle: Bundle, engine: str, graph: str) -> Plan:
-    with driver.current():
-        return open_plan(bundle, engine, graph)
 
 
 def close(found: np.ndarray, expected: np.ndarray, tolerance: float) -> None:
@@ -148,10 +185,10 @@ def close(found: np.ndarray, expected: np.ndarray, tolerance: float) -> None:
 
 @pytest.mark.parametrize("count", [1, 3, MOST])
 def test_fused(
-    driver: Driver, engine: str, bundle: Bundle, reference: Any, images: Any, count: int
+    driver: Driver, bundle: Bundle, plans: Plans, reference: Any, images: Any, count: int
 ) -> None:
     batch = images(count)
-    found = Run(driver, opened(driver, bundle, engine, ODIN), batch, driver.stream()).outputs()
+    found = Run(driver, plans.open(ODIN), batch, driver.stream()).outputs()
     expected = reference(ODIN, batch)
     precision = bundle.spec.precision
     close(found["score"], expected["score"], SCORES[precision])
@@ -163,27 +200,22 @@ def test_fused(
 
 @pytest.mark.parametrize("count", [1, 5, MOST])
 def test_split(
-    driver: Driver, engine: str, bundle: Bundle, reference: Any, images: Any, count: int
+    driver: Driver, bundle: Bundle, plans: Plans, reference: Any, images: Any, count: int
 ) -> None:
     batch = images(count)
     precision = bundle.spec.precision
-    plan = opened(driver, bundle, engine, GRADIENT)
-    found = Run(driver, plan, batch, driver.stream()).outputs()
+    found = Run(driver, plans.open(GRADIENT), batch, driver.stream()).outputs()
     expected = reference(GRADIENT, batch)
     close(found["logits"], expected["logits"], LOGITS[precision])
     same = np.sign(found["input_gradient"]) == np.sign(expected["input_gradient"])
     assert same.mean() >= SIGNS[precision]
-    plan = opened(driver, bundle, engine, FORWARD)
-    found = Run(driver, plan, batch, driver.stream()).outputs()
+    found = Run(driver, plans.open(FORWARD), batch, driver.stream()).outputs()
     close(found["logits"], reference(FORWARD, batch)["logits"], LOGITS[precision])
 
 
-def test_contexts_run_at_the_same_time(
-    driver: Driver, engine: str, bundle: Bundle, images: Any
-) -> None:
-    with driver.current():
-        plan = opened(driver, bundle, engine, ODIN).another()
-        other = plan.another()
+def test_contexts_run_at_the_same_time(driver: Driver, plans: Plans, images: Any) -> None:
+    plan = plans.another(plans.open(ODIN))
+    other = plans.another(plan)
     first, second = images(MOST), images(MOST)[::-1]
     alone = Run(driver, plan, first, driver.stream()).outputs()["score"]
     streams = driver.stream(), driver.stream()
@@ -194,30 +226,41 @@ def test_contexts_run_at_the_same_time(
         np.testing.assert_allclose(scores[1], alone[::-1], rtol=0, atol=1e-3)
 
 
-def test_a_run_is_repeated_to_the_bit(
-    driver: Driver, engine: str, bundle: Bundle, images: Any
+def test_contexts_work_in_the_same_memory_by_turns(
+    driver: Driver, plans: Plans, images: Any
 ) -> None:
-    with driver.current():  # as for CUDA graphs: whose kernels do not change after the first run
-        plan = opened(driver, bundle, engine, ODIN).another()
+    contexts = [plans.another(plans.open(ODIN))]
+    contexts += [plans.another(contexts[0]) for _ in range(2)]
+    batches = [images(count) for count in (MOST, 1, 3)]
     stream = driver.stream()
-    first = Run(driver, plan, images(7), stream).outputs()
+    cases = list(zip(contexts, batches, strict=True))
+    alone = [Run(driver, plan, batch, stream).outputs()["score"] for plan, batch in cases]
+    with driver.allocate(contexts[0].work_bytes) as work:
+        for _ in range(5):
+            runs = [Run(driver, plan, batch, stream, work) for plan, batch in cases]
+            for run, expected in zip(runs, alone, strict=True):
+                np.testing.assert_array_equal(run.outputs()["score"], expected)
+
+
+def test_a_run_is_repeated_to_the_bit(driver: Driver, plans: Plans, images: Any) -> None:
+    plan = plans.another(plans.open(ODIN))
+    stream = driver.stream()
+    first = Run(driver, plan, images(3), stream).outputs()
     for _ in range(5):
-        again = Run(driver, plan, images(7), stream).outputs()
+        again = Run(driver, plan, images(3), stream).outputs()
         for name, values in first.items():
             np.testing.assert_array_equal(again[name], values)
 
 
-def test_batches_out_of_the_profile(
-    driver: Driver, engine: str, bundle: Bundle, images: Any
-) -> None:
-    plan = opened(driver, bundle, engine, ODIN)
+def test_batches_out_of_the_profile(driver: Driver, plans: Plans, images: Any) -> None:
+    plan = plans.open(ODIN)
     with pytest.raises(OdinError, match=rf"--maxShapes=images:{MOST + 1}x3x32x32"):
         Run(driver, plan, images(MOST + 1), driver.stream())
 
 
 def test_plans_built_here_fit_here(engine: str, bundle: Bundle) -> None:
     for graph in (ODIN, GRADIENT, FORWARD):
-        assert plan_problem(bundle, engine, graph) is None
+        assert tensorrt_engine.plan_problem(bundle, engine, graph) is None
 
 
 def test_a_damaged_plan_is_refused(
@@ -229,7 +272,7 @@ def test_a_damaged_plan_is_refused(
     contents[name] = contents[name][: len(contents[name]) // 2]
     damaged = write_bundle(tmp_path / "damaged", bundle.spec, contents, bundle.plans)
     with pytest.raises(OdinError, match=rf"cannot open .*{name}"):
-        opened(driver, damaged, engine, ODIN)
+        Plans(driver, damaged, engine).open(ODIN)
 
 
 def test_the_timing_cache_is_kept(engine: str, tiny_bundle: Bundle, tmp_path: Path) -> None:

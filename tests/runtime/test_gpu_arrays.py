@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ from drivers.fixtures import Seen
 from drivers.test_memory import error_of
 from odin_engines.cuda_probe import ask_driver
 from odin_engines.spec import Spec
-from odin_runtime import OdinError, Scorer
+from odin_runtime import OdinError, Scorer, gpu_arrays
 from odin_runtime.gpu_arrays import device_images, on_device, stream_handle
 from odin_runtime.gpu_scorer import GpuSession
 from runtime.foreign_arrays import Foreign, WithDlpack, WithInterface, read
@@ -124,6 +125,32 @@ def test_arrays_wherever_they_lie(
     counts = (11, 2, 7, *(11,) * 6)
     for count, found in zip(counts, seen.result, strict=True):
         agree(found, {k: v[..., :count] for k, v in expected.items()})
+    assert seen.errors == seen.leaks == seen.faults == []
+
+
+def raw_at_any_address(double: Double, name: str) -> list[Any]:
+    """Only what TensorRT reads itself has to be aligned, and is copied."""
+    images, found = example_images()["raw"], []
+    for kind, form in (("exact", "split"), ("raw", "fused")):
+        opened = Opened(double, name, kind, form)
+        with opened:
+            gpu, stream = session(opened, form), opened.driver.foreign_stream(1)
+            array = WithInterface(Foreign(opened.driver, images, stream, shift=1))
+            double.clear_log()
+            results = gpu.score_on_device(gpu.placed(array), None, None, None)
+            copies = [line for line in double.log() if line.startswith("call cuMemcpyDtoDAsync")]
+            sizes = [int(line.partition("bytes=")[2].split()[0]) for line in copies]
+            found.append([sizes.count(4 * images[0].size), results_of(opened, results, stream)])
+    return found
+
+
+def test_our_kernel_reads_raw_images_at_any_address(
+    scenario: Scenario, gpu_bundle: Any, gpu_images: dict[str, np.ndarray]
+) -> None:
+    seen = scenario(raw_at_any_address)
+    for kind, copied, (copies, found) in zip(("exact", "raw"), (0, 2), seen.result, strict=True):
+        assert copies == copied  # batches of four; the third has three images
+        agree(found, reference(gpu_bundle(kind), gpu_images["raw"]))
     assert seen.errors == seen.leaks == seen.faults == []
 
 
@@ -295,7 +322,7 @@ def test_through_the_scorer(
     assert seen.errors == seen.leaks == seen.faults == []
 
 
-# Reading addresses: no CUDA call, so no double.
+# Reading what the protocols say: no double.
 
 
 class Somewhere:
@@ -312,11 +339,13 @@ class Somewhere:
         }
 
 
-class Elsewhere(Somewhere):
-    class device:
-        index = 1
+@pytest.fixture
+def anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without CUDA nobody knows whose an address is."""
+    monkeypatch.setattr(gpu_arrays, "check_readable", lambda *_: None)
 
 
+@pytest.mark.usefixtures("anywhere")
 def test_the_interface_is_read() -> None:
     images = device_images(Somewhere(strides=(192, 64, 16, 4)), 0, 1)
     assert (images.pointer, images.shape, images.dtype) == (4096, (2, 3, 4, 4), np.float32)
@@ -333,7 +362,6 @@ def test_the_interface_is_read() -> None:
         (Somewhere(strides=(384, 64, 16, 4)), "not dense in this order"),
         (Somewhere(mask=Somewhere()), "images have a mask"),
         (Somewhere(stream=0), "images name stream 0"),
-        (Elsewhere(), "images lie on device 1 and the scorer is on device 0; move them there, or"),
     ],
 )
 def test_arrays_that_are_refused(array: Somewhere, text: str) -> None:
@@ -355,11 +383,26 @@ def test_streams_of_any_library() -> None:
     class Pycuda:
         handle = 14
 
-    assert [stream_handle(one) for one in (Cuda(), Torch(), Cupy(), Pycuda(), 15)] == [
-        *(11, 12, 13, 14, 15)
-    ]
-    with pytest.raises(OdinError, match="stream is a str; give a CUDA stream or its handle"):
-        stream_handle("s")
+    class OfCtypes:
+        ptr = ctypes.c_void_p(16)
+
+    class Default:
+        ptr = ctypes.c_void_p(None)
+
+    streams = (Cuda(), Torch(), Cupy(), Pycuda(), 15, OfCtypes(), ctypes.c_void_p(17), Default(), 0)
+    assert [stream_handle(one) for one in streams] == [11, 12, 13, 14, 15, 16, 17, 1, 1]
+
+    class Wrong:
+        def __init__(self, ptr: Any) -> None:
+            self.ptr = ptr
+
+    class Short:
+        __cuda_stream__ = (0,)
+
+    for wrong in ("s", Wrong("x"), Wrong([1]), Short(), object()):
+        text = f"stream is a {type(wrong).__name__}; give a CUDA stream or its handle"
+        with pytest.raises(OdinError, match=text):
+            stream_handle(wrong)
 
 
 def test_engines_of_the_cpu_refuse(tiny_bundle: Any, tiny_spec: Callable[..., Spec]) -> None:

@@ -18,7 +18,10 @@ from odin_engines.bundle import Bundle, read_bundle, write_bundle
 from odin_engines.errors import OdinError
 from odin_runtime import Scorer, gpu_scorer
 from odin_runtime.driver import open_driver
+from odin_runtime.gpu_forms import Device
+from odin_runtime.gpu_fused import Fused
 from odin_runtime.gpu_scorer import choose_form
+from odin_runtime.gpu_split import Split
 from ptx.compiled import ptx_text
 from runtime.plan_double import (
     MOST,
@@ -166,21 +169,20 @@ def test_scorer_open(
     assert seen.errors == seen.leaks == seen.faults == []
 
 
+def refusals(device: Device, machine: Machine, bundle: Bundle) -> list[str]:
+    plan: Any = FakePlan(machine, bundle.path / "forward.onnx", (1, 4))
+    other: Any = FakePlan(machine, bundle.path / "gradient.onnx", (5, 8))
+    both = {"gradient.onnx": other, "forward.onnx": plan}
+    return [error_of(lambda: Fused(device, plan)), error_of(lambda: Split(device, both))]
+
+
 def plans_that_do_not_fit(double: Double, name: str) -> list[str]:
-    texts = []
     bundle = bundle_of("exact")
     with open_driver(name) as driver:
         machine = Machine(double, driver)
-        from odin_runtime.gpu_forms import Device
-        from odin_runtime.gpu_fused import Fused
-        from odin_runtime.gpu_split import Split
-
         device: Any = Device(driver, None, None, bundle.spec)  # type: ignore[arg-type]
-        plan: Any = FakePlan(machine, bundle.path / "forward.onnx", (1, 4))
-        other: Any = FakePlan(machine, bundle.path / "gradient.onnx", (5, 8))
-        texts.append(error_of(lambda: Fused(device, plan)))
-        both = {"gradient.onnx": other, "forward.onnx": plan}
-        texts.append(error_of(lambda: Split(device, both)))
+        with driver.current():
+            texts = refusals(device, machine, bundle)
         machine.close()
     return texts
 

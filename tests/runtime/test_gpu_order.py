@@ -12,10 +12,9 @@ import pytest
 from drivers.double_library import Double
 from drivers.fixtures import Seen, skip_without
 from drivers.test_memory import error_of
-from odin_engines.errors import OdinError
-from odin_runtime.gpu_graphs import MOST_KINDS, bucket, is_bucket
+from odin_runtime.gpu_graphs import bucket, is_bucket
 from odin_runtime.gpu_pipeline import Pipeline
-from runtime.plan_double import FakePlan, Opened, as_lists, example_images
+from runtime.plan_double import Opened, as_lists, example_images
 from runtime.test_gpu_pipeline import agree, reference
 
 Scenario = Callable[..., Seen]
@@ -165,52 +164,6 @@ def test_a_graph_is_made_when_a_bucket_comes_again(
     assert seen.errors == seen.leaks == []
 
 
-def many_kinds(double: Double, name: str) -> list[int]:
-    images = example_images()["normalised"][:1]
-    with Opened(double, name, "tunable", "split") as pipeline:
-        for _ in range(3):
-            for number in range(MOST_KINDS + 3):
-                pipeline.score(images, temperature=1.0 + number)
-    names = [line.split()[1] for line in double.log() if line.startswith("call ")]
-    return [names.count("cuGraphInstantiate"), names.count("cuGraphLaunch")]
-
-
-def test_the_number_of_graphs_is_bounded(graphs: Scenario) -> None:
-    seen = graphs(many_kinds)
-    assert seen.result == [MOST_KINDS, 2 * MOST_KINDS]
-    assert seen.errors == seen.leaks == []
-
-
-def no_room_for_contexts(double: Double, name: str) -> list[Any]:
-    """There is memory for one kind's contexts, of its two plans, and no more."""
-    images, made = example_images()["normalised"], []
-    original = FakePlan.another
-
-    def another(plan: FakePlan) -> FakePlan:
-        made.append(plan)
-        if len(made) > 2:
-            raise OdinError("no memory on the GPU to run it")
-        return original(plan)
-
-    FakePlan.another = another  # type: ignore[method-assign]
-    with Opened(double, name, "exact", "split", graphs=True) as pipeline:
-        results = [as_lists(pipeline.score(images[:n])) for _ in range(3) for n in (4, 2, 1)]
-    names = [line.split()[1] for line in double.log() if line.startswith("call ")]
-    return [results, names.count("cuGraphInstantiate"), names.count("cuGraphLaunch"), len(made)]
-
-
-def test_without_memory_for_more_graphs_the_rest_runs_without(
-    graphs: Scenario, gpu_bundle: Any, gpu_images: dict[str, np.ndarray]
-) -> None:
-    seen = graphs(no_room_for_contexts)
-    results, *counts = seen.result
-    assert counts == [1, 2, 3]  # and the GPU is not asked again
-    expected = reference(gpu_bundle("exact"), gpu_images["normalised"])
-    for found, count in zip(results, (4, 2, 1) * 3, strict=True):
-        agree(found, {key: values[..., :count] for key, values in expected.items()})
-    assert seen.errors == seen.leaks == []
-
-
 def batch_sizes(double: Double, name: str) -> list[Any]:
     images, found = example_images()["normalised"], []
     for batches, size in (((1, 16), None), ((1, 16), 5), ((3, 16), 2)):
@@ -236,24 +189,6 @@ def test_smaller_batches_than_the_plans_take(
     expected = reference(gpu_bundle("exact"), gpu_images["normalised"][:10])
     for found in (one for both in results for one in both):
         agree(found, expected)
-    assert seen.errors == seen.leaks == []
-
-
-def refused_capture(double: Double, name: str) -> list[Any]:
-    images = example_images()["normalised"][:4]
-    with Opened(double, name, "exact", "split", graphs=True) as pipeline:
-        first = as_lists(pipeline.score(images))
-        double.fail("cuGraphInstantiate", 801)
-        text = error_of(lambda: pipeline.score(images))
-        return [first == as_lists(pipeline.score(images)), text]
-
-
-def test_a_refused_capture_says_what_to_do(graphs: Scenario) -> None:
-    seen = graphs(refused_capture)
-    same, text = seen.result
-    assert same
-    assert text.startswith("a batch of 4 cannot be captured as a CUDA graph: making the graph fail")
-    assert text.endswith("open the bundle with graphs=False")
     assert seen.errors == seen.leaks == []
 
 

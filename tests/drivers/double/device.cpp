@@ -191,6 +191,14 @@ CUresult cuCtxDestroy(CUcontext context) {
   return CUDA_SUCCESS;
 }
 
+// Deprecated; pycuda still ends its contexts by it, and relies on its leaving them.
+CUresult cuCtxDetach(CUcontext context) {
+  ENTER_NEEDING(kInit, "cuCtxDetach", "");
+  state().contexts.erase(reinterpret_cast<Context*>(context));
+  if (current() == context) context_stack().pop_back();
+  return CUDA_SUCCESS;
+}
+
 CUresult cuCtxGetCurrent(CUcontext* context) {
   ENTER_NEEDING(kInit, "cuCtxGetCurrent", "");
   *context = current();

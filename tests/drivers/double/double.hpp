@@ -121,7 +121,8 @@ struct State {
   std::condition_variable changed;
   std::map<std::string, long> options = {
       {"devices", 1},    {"driver_version", 13000}, {"major", 9},     {"minor", 0},
-      {"init_error", 0}, {"multiprocessors", 4},    {"seed", 0}};
+      {"init_error", 0}, {"multiprocessors", 4},    {"seed", 0},
+      {"free_waits", 0}, {"reuse_streams", 0}};
   std::mt19937 random{0};
   bool initialised = false;
   pid_t process = 0;  // which has initialised it
@@ -133,8 +134,10 @@ struct State {
   std::map<std::string, std::map<long, CUresult>> failures;
   std::map<uintptr_t, Memory> memory;
   int next_id = 1;
-  // Destroyed objects stay in memory and leave these sets: no address comes twice.
+  // Destroyed objects stay in memory and leave these sets: no address comes twice, but that of the
+  // stream destroyed last with reuse_streams.
   std::set<Stream*> streams;
+  Stream* destroyed = nullptr;
   std::set<Stream*> busy;  // those of `streams`, and destroyed ones with work left
   std::set<Event*> events;
   std::set<Module*> modules;
@@ -193,6 +196,7 @@ class Call {
 // Memory.
 enum class Side { kDevice, kHost };
 std::string place(uintptr_t address);
+bool reachable(uintptr_t address, const Context* from);  // by a kernel
 CUresult check_range(const char* who, Side side, uintptr_t address, size_t size);
 void check_red_zones(const std::string& after);
 

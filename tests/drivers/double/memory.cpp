@@ -26,6 +26,11 @@ std::string place(uintptr_t address) {
   return text(memory->host ? "h" : "d", memory->id, "+", address - memory->begin);
 }
 
+bool reachable(uintptr_t address, const Context* from) {
+  const Memory* memory = containing(address);
+  return memory == nullptr || memory->host || memory->context == from;
+}
+
 // Red zones on both sides; what was freed is never used again, so that a late access is seen.
 static uintptr_t allocate(size_t size, bool host) {
   auto* block = static_cast<unsigned char*>(
@@ -160,7 +165,9 @@ CUresult cuMemAlloc(CUdeviceptr* pointer, size_t size) {
 
 CUresult cuMemFree(CUdeviceptr pointer) {
   ENTER("cuMemFree", place(pointer));
-  return pointer == 0 ? CUDA_SUCCESS : release("cuMemFree", pointer, false);
+  if (pointer == 0) return CUDA_SUCCESS;
+  if (state().options["free_waits"] != 0) wait_for_all(false, call.lock());
+  return release("cuMemFree", pointer, false);
 }
 
 CUresult cuMemHostAlloc(void** pointer, size_t size, unsigned int flags) {
@@ -236,9 +243,32 @@ CUresult cuPointerGetAttribute(void* out, CUpointer_attribute attribute, CUdevic
   if (attribute == CU_POINTER_ATTRIBUTE_MEMORY_TYPE)
     *static_cast<unsigned*>(out) = where[0] == 'h' ? CU_MEMORYTYPE_HOST : CU_MEMORYTYPE_DEVICE;
   else if (attribute == CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL)
-    *static_cast<int*>(out) = 0;
+    *static_cast<int*>(out) = containing(pointer)->context->device;
   else
     return CUDA_ERROR_NOT_SUPPORTED;
+  return CUDA_SUCCESS;
+}
+
+// Of an address that CUDA does not know, all are null.
+CUresult cuPointerGetAttributes(unsigned count, CUpointer_attribute* attributes, void** out,
+                                CUdeviceptr pointer) {
+  ENTER("cuPointerGetAttributes", "of=", place(pointer));
+  const Memory* memory = containing(pointer);
+  if (memory != nullptr && memory->freed) memory = nullptr;
+  for (unsigned i = 0; i < count; i++) {
+    if (attributes[i] == CU_POINTER_ATTRIBUTE_CONTEXT)
+      *static_cast<const Context**>(out[i]) = memory == nullptr ? nullptr : memory->context;
+    else if (attributes[i] == CU_POINTER_ATTRIBUTE_MEMORY_TYPE)
+      *static_cast<unsigned*>(out[i]) = memory == nullptr ? 0
+                                        : memory->host    ? CU_MEMORYTYPE_HOST
+                                                          : CU_MEMORYTYPE_DEVICE;
+    else if (attributes[i] == CU_POINTER_ATTRIBUTE_IS_MANAGED)
+      *static_cast<bool*>(out[i]) = false;
+    else if (attributes[i] == CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL)
+      *static_cast<int*>(out[i]) = memory == nullptr ? -2 : memory->context->device;
+    else
+      return CUDA_ERROR_NOT_SUPPORTED;
+  }
   return CUDA_SUCCESS;
 }
 

@@ -91,7 +91,8 @@ static std::string hex(const Bytes& bytes) {
   return shown.empty() ? "none" : shown;
 }
 
-static CUresult check_pointers(const Function& function, const Bytes& bytes) {
+static CUresult check_pointers(const Function& function, const Bytes& bytes,
+                               const Context* context) {
   for (size_t i = 0; i < function.parameters.size(); i++) {
     if (function.parameters[i] != sizeof(uintptr_t)) continue;
     uintptr_t value = 0;
@@ -100,6 +101,9 @@ static CUresult check_pointers(const Function& function, const Bytes& bytes) {
     const std::string who = text(function.name, " parameter ", i);
     if (check_range(who.c_str(), Side::kDevice, value, 0) != CUDA_SUCCESS)
       return CUDA_ERROR_ILLEGAL_ADDRESS;
+    if (reachable(value, context)) continue;
+    record_error(text(who, ": ", place(value), " is memory of another context"));
+    return CUDA_ERROR_ILLEGAL_ADDRESS;
   }
   return CUDA_SUCCESS;
 }
@@ -110,6 +114,7 @@ struct Launch {
   uint32_t block[3];
   uint32_t shared;
   Bytes bytes;
+  const Context* context = current_context();
 
   std::string shown() const {
     return text(function->name, " grid=", grid[0], ",", grid[1], ",", grid[2], " block=", block[0],
@@ -117,7 +122,7 @@ struct Launch {
   }
 
   CUresult run(Lock& lock) const {
-    const CUresult wrong = check_pointers(*function, bytes);
+    const CUresult wrong = check_pointers(*function, bytes, context);
     const LaunchCallback callback = state().on_launch;
     if (wrong != CUDA_SUCCESS || callback == nullptr) return wrong;
     lock.unlock();  // the callback may be Python's, and wait for a thread that waits for us

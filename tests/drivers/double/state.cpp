@@ -128,7 +128,9 @@ void odin_double_clear_log() {
 }
 
 // Options: devices, driver_version, major, minor, multiprocessors, init_error, seed (0: as late as
-// the rules allow; otherwise at random). Returns 0, or 1 for an unknown option.
+// the rules allow; otherwise at random), free_waits (1: cuMemFree waits for all work first, as
+// CUDA's does; 0: it does not, so that who relies on it is seen), reuse_streams (1: a new stream has
+// the handle of the one destroyed last). Returns 0, or 1 for an unknown option.
 int odin_double_configure(const char* option, long value) {
   Lock lock(state().mutex);
   const auto found = state().options.find(option);

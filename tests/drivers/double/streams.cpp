@@ -11,9 +11,11 @@ namespace odin_double {
 Stream* find_stream(CUstream handle) {
   State& s = state();
   if (handle == nullptr || handle == CU_STREAM_LEGACY) return &s.legacy;
-  if (handle == CU_STREAM_PER_THREAD)
-    return &s.per_thread.try_emplace(std::this_thread::get_id(), Stream{-1, true, false})
+  if (handle == CU_STREAM_PER_THREAD) {
+    const int number = -1 - static_cast<int>(s.per_thread.size());
+    return &s.per_thread.try_emplace(std::this_thread::get_id(), Stream{number, true, false})
                 .first->second;
+  }
   auto* stream = reinterpret_cast<Stream*>(handle);
   if (s.streams.count(stream) != 0)
     return is_current(stream->context, "a stream") ? stream : nullptr;
@@ -103,10 +105,15 @@ CUresult wait_for_all(bool blocking_only, Lock& lock) {
   return state().dead;
 }
 
-// What the mode of a capture forbids; and, whatever the mode, waiting for a whole context.
+static thread_local CUstreamCaptureMode thread_mode = CU_STREAM_CAPTURE_MODE_GLOBAL;
+
+// What the mode of a capture forbids, but for threads that see to it themselves; and, whatever the
+// modes, waiting for a whole context.
 static bool forbids(const Stream& stream, bool whole_context) {
   if (!stream.captures_here) return false;
-  if (whole_context || stream.mode == CU_STREAM_CAPTURE_MODE_GLOBAL) return true;
+  if (whole_context) return true;
+  if (thread_mode == CU_STREAM_CAPTURE_MODE_RELAXED) return false;
+  if (stream.mode == CU_STREAM_CAPTURE_MODE_GLOBAL) return true;
   const bool here = stream.capturer == std::this_thread::get_id();
   return here && stream.mode == CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
 }
@@ -154,9 +161,19 @@ CUresult enqueue(Stream& stream, Operation operation) {
   return CUDA_SUCCESS;
 }
 
+// The place of the stream destroyed last, whose work goes on elsewhere; or a new one.
+static Stream* place_for_stream() {
+  Stream* place = state().options["reuse_streams"] != 0 ? state().destroyed : nullptr;
+  state().destroyed = nullptr;
+  if (place == nullptr || place->running) return new Stream{};
+  if (state().busy.erase(place) != 0) state().busy.insert(new Stream(std::move(*place)));
+  return place;
+}
+
 static CUresult create_stream(CUstream* out, unsigned flags) {
   const bool blocking = (flags & CU_STREAM_NON_BLOCKING) == 0;
-  auto* stream = new Stream{state().next_id++, blocking, false, current_context()};
+  Stream* stream = place_for_stream();
+  *stream = Stream{state().next_id++, blocking, false, current_context()};
   state().streams.insert(stream);
   state().busy.insert(stream);
   *out = reinterpret_cast<CUstream>(stream);
@@ -240,6 +257,7 @@ CUresult cuStreamDestroy(CUstream handle) {
   if (stream->foreign) record_error("a stream of the caller's was destroyed");
   if (stream->capture != nullptr) stream->capture->graph->invalid = true;
   state().streams.erase(stream);  // its work goes on
+  state().destroyed = stream;
   if (stream->queue.empty()) state().busy.erase(stream);
   return CUDA_SUCCESS;
 }
@@ -268,6 +286,20 @@ CUresult cuStreamGetFlags(CUstream handle, unsigned int* flags) {
   const Stream* stream = find_stream(handle);
   if (stream == nullptr) return CUDA_ERROR_INVALID_HANDLE;
   *flags = stream->blocking ? CU_STREAM_DEFAULT : CU_STREAM_NON_BLOCKING;
+  return CUDA_SUCCESS;
+}
+
+CUresult cuStreamGetId(CUstream handle, unsigned long long* number) {
+  ENTER("cuStreamGetId", "stream=", stream_name(handle));
+  const Stream* stream = find_stream(handle);
+  if (stream == nullptr) return CUDA_ERROR_INVALID_HANDLE;
+  *number = static_cast<unsigned long long>(stream->id);
+  return CUDA_SUCCESS;
+}
+
+CUresult cuThreadExchangeStreamCaptureMode(CUstreamCaptureMode* mode) {
+  ENTER_NEEDING(kInit, "cuThreadExchangeStreamCaptureMode", "mode=", int{*mode});
+  std::swap(*mode, thread_mode);
   return CUDA_SUCCESS;
 }
 
