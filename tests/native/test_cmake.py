@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import subprocess
 import sys
 import sysconfig
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -214,3 +216,40 @@ def test_a_wheel_without_nvcc_is_empty_and_says_so(tmp_path: Path) -> None:
     run([cmake(), "--build", tmp_path / "build"])
     run([cmake(), "--install", tmp_path / "build", "--prefix", tmp_path / "wheel"])
     assert not (tmp_path / "wheel" / "odin_runtime").exists()
+
+
+FATBIN = "odin_runtime/odin_kernels.fatbin"
+
+
+def built_wheel(folder: Path, *defines: str, **environment: str) -> zipfile.ZipFile:
+    """The wheel that pip makes of the repository, with CMake's definitions."""
+    isolation = (
+        [] if not importlib.util.find_spec("scikit_build_core") else ["--no-build-isolation"]
+    )
+    settings = [f"--config-settings=cmake.define.{define}" for define in defines]
+    command = [sys.executable, "-m", "pip", "wheel", ROOT, "--no-deps", "--wheel-dir", folder]
+    run([*command, *isolation, *settings], timeout=600, **environment)
+    (wheel,) = folder.iterdir()
+    assert wheel.name == "odin_ood-0.1.0-py3-none-any.whl"
+    return zipfile.ZipFile(wheel)
+
+
+@pytest.mark.slow
+def test_wheels_with_and_without_nvcc(tmp_path: Path) -> None:
+    """They differ by the fat binary alone, which holds every kernel; the build needs no nvcc."""
+    nvcc = str(cuda_tool("nvcc"))
+    full = built_wheel(tmp_path / "full", "ODIN_CUDA_ARCHITECTURES=75", CUDACXX=nvcc)
+    files = set(full.namelist())
+    off = built_wheel(tmp_path / "off", "ODIN_CUDA=OFF", CUDACXX=nvcc)
+    missing = built_wheel(tmp_path / "missing", CUDACXX="/missing/nvcc")
+    assert set(off.namelist()) == set(missing.namelist()) == files - {FATBIN}
+    assert FATBIN in files
+    for package in ("odin_export", "odin_engines", "odin_runtime", "odin_bench"):
+        assert {f"{package}/__init__.py", f"{package}/py.typed"} <= files
+    assert "odin_export/weights/densenet10.safetensors" in files
+    assert not [name for name in files if name.startswith(("tests", "runtime/", "."))]
+    path = full.extract(FATBIN, tmp_path)
+    used = run([cuda_tool("cuobjdump"), "-res-usage", path])
+    for kernel in ("normalize", "perturb", "score", "first_order"):
+        for suffix in ("f32", "f16", "bf16"):
+            assert f"Function odin_{kernel}_{suffix}:" in used

@@ -200,7 +200,7 @@ def test_launching_without_the_compiler(library: Library, function: str) -> None
 @pytest.mark.parametrize("function", PARAMETERS)
 def test_launching_without_a_driver(cuda_build: Path, function: str) -> None:
     if ctypes.util.find_library("cuda"):
-        pytest.skip("there is a driver; tests/gpu launches the kernels")
+        pytest.skip("there is a driver; tests/gpu/test_c_library.py launches the kernels")
     library = Library(cuda_build / "runtime" / "libodin_kernels.so")
     assert library.functions.odin_has_cuda() == 1
     status, text = call(library, function, host=False)

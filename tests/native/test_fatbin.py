@@ -15,8 +15,14 @@ import pytest
 from native.toolchain import ARCHITECTURES, compile_ptx, cuda_tool, run
 
 SUFFIXES = ("f32", "f16", "bf16")
-# The most registers a thread on any target; a thread block's share of 65,536 limits the occupancy.
-REGISTERS = {"odin_normalize": 48, "odin_perturb": 64, "odin_score": 96, "odin_first_order": 64}
+# The most registers a thread on any target, a little above what nvcc 13.0 and 13.5 take; a thread
+# block's share of 65,536 limits the occupancy.
+REGISTERS = {
+    "odin_normalize": {"f32": 42, "f16": 48, "bf16": 42},
+    "odin_perturb": {"f32": 54, "f16": 66, "bf16": 66},
+    "odin_score": {"f32": 90, "f16": 84, "bf16": 84},
+    "odin_first_order": {"f32": 60, "f16": 58, "bf16": 58},
+}
 SHARED_BYTES = {"odin_normalize": 0, "odin_perturb": 0, "odin_score": 96, "odin_first_order": 32}
 WIDE_LOADS = ("odin_perturb", "odin_score", "odin_first_order")
 WIDE_STORES = ("odin_normalize", "odin_perturb", "odin_score")
@@ -102,7 +108,7 @@ def test_registers_and_spills(usage: dict[int, dict[str, dict[str, int]]]) -> No
     for architecture, kernels in usage.items():
         for name, used in kernels.items():
             where = f"{name} on sm_{architecture}"
-            assert used["REG"] <= REGISTERS[kernel_of(name)], where
+            assert used["REG"] <= REGISTERS[kernel_of(name)][name.rpartition("_")[2]], where
             assert used["STACK"] == used["LOCAL"] == 0, where
             # From sm_90 on the driver reserves 1 KiB of each block's shared memory.
             reserved = 1024 if architecture >= 90 else 0

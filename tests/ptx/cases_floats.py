@@ -183,6 +183,17 @@ COMPARISONS = [
     compare("setp.lo.u32 d, a, b;", "u32", [(-1, 1, 0), (1, 2, 1)]),
     compare("setp.hs.u64 d, a, b;", "u64", [(-1, 1, 1), (1, 2, 0), (2, 2, 1)]),
     compare("setp.ge.s64 d, a, b;", "s64", [(-1, 1, 0), (2, 2, 1)]),
+    compare("setp.eq.b16 d, a, b;", "b16", [(1, 1, 1), (0, 1, 0)]),
+    compare("setp.eq.s16 d, a, b;", "s16", [(-1, 0xFFFF, 1), (0, 1, 0)]),
+    compare("setp.eq.s64 d, a, b;", "s64", [(2**32, 0, 0), (-1, -1, 1)]),
+    compare("setp.ne.s32 d, a, b;", "s32", [(-1, -1, 0), (-1, 1, 1)]),
+    compare("setp.ne.s64 d, a, b;", "s64", [(2**32, 0, 1), (-1, -1, 0)]),
+    compare("setp.lt.s64 d, a, b;", "s64", [(-(2**40), 1, 1), (2**32, 1, 0), (1, 1, 0)]),
+    compare("setp.lt.u64 d, a, b;", "u64", [(-1, 1, 0), (1, 2**32, 1), (1, 1, 0)]),
+    compare("setp.le.s64 d, a, b;", "s64", [(-(2**40), 1, 1), (2**32, 1, 0), (1, 1, 1)]),
+    compare("setp.gt.u32 d, a, b;", "u32", [(-1, 1, 1), (1, 2, 0), (1, 1, 0)]),
+    compare("setp.gt.s64 d, a, b;", "s64", [(-(2**40), 1, 0), (2**32, 1, 1), (1, 1, 0)]),
+    compare("setp.ge.s32 d, a, b;", "s32", [(-1, 1, 0), (2, 1, 1), (1, 1, 1)]),
     # A NaN makes ordered comparisons false, also ne, and unordered ones true.
     *(
         compare(f"setp.{name}.f32 d, a, b;", "f32", [(1.0, 2.0, x), (2.0, 2.0, y), (nan, 2.0, z)])
@@ -225,18 +236,30 @@ COMPARISONS = [
         b=("s32", [2, 2, 2, 2]),
         c=("pred", [0, 1, 0, 1]),
     ),
-    case(
-        "selp.f32 d, a, b, c;",
-        "f32",
-        [1.0, 2.0],
-        a=("f32", [1.0, 1.0]),
-        b=("f32", [2.0, 2.0]),
-        c=("pred", [1, 0]),
+    *(
+        case(
+            f"selp.{of} d, a, b, c;",
+            of,
+            [first, second],
+            a=(of, [first, first]),
+            b=(of, [second, second]),
+            c=("pred", [1, 0]),
+        )
+        for of, first, second in (
+            ("f32", 1.0, 2.0),
+            ("b16", 0x8001, 7),
+            ("u16", 0x8001, 7),
+            ("b32", 2**31 + 1, 7),
+            ("b64", 2**63 + 1, 7),
+        )
     ),
 ]
 
 MOVES = [
     case("mov.b32 d, a;", "b32", [7], a=("b32", [7])),
+    case("mov.u16 d, 0xABCD;", "u16", [0xABCD], a=("b32", [0])),
+    case("mov.u32 d, %tid.x;", "u32", [0, 1], a=("b32", [0, 0])),
+    case("mov.u64 d, a;", "u64", [2**63 + 1], a=("u64", [2**63 + 1])),
     case("mov.pred d, a;", "pred", [1, 0], a=("pred", [1, 0])),
     case("mov.f32 d, 0fBF800000;", "f32", [-1.0], a=("b32", [0])),
     case("mov.b32 d, {a, b};", "b32", [0x00020001], a=("b16", [1]), b=("b16", [2])),
@@ -251,10 +274,14 @@ CONVERSIONS = [
     convert("s64.s32", [(-1, -1), (5, 5)]),
     convert("u64.u32", [(-1, 2**32 - 1)]),
     convert("u16.u32", [(0x12345678, 0x5678)]),
+    convert("u16.u8", [(0xFF, 255)]),
+    convert("u32.u16", [(0xFFFF, 65535)]),
+    convert("u32.u64", [(0xABCD_1234_5678_9ABC, 0x5678_9ABC)]),
     convert("s32.s8", [(0xFF, -1), (0x7F, 127)]),
     convert("sat.u8.s32", [(300, 255), (-5, 0), (17, 17)]),
     convert("sat.s16.u32", [(2**32 - 1, 32767), (7, 7)]),
     convert("rn.f32.s32", [(2**24 + 1, 2.0**24), (2**24 + 3, 2.0**24 + 4), (-7, -7.0)]),
+    convert("rn.f32.u32", [(2**32 - 1, 2.0**32), (2**24 + 1, 2.0**24), (2**31, 2.0**31)]),
     convert("rz.f32.u32", [(2**24 + 3, 2.0**24 + 2)]),
     # 2^24 + 1 half-way in units of 2^40, and 1 more: rounding twice would go wrong.
     convert(

@@ -76,11 +76,13 @@ class Interpreter:
         *,
         shared_bytes: int = 0,
         most_steps: int = MOST_STEPS,
+        first: int = 0,
     ) -> None:
         """Run a kernel to its end; PtxError says which rule it broke, and at which PTX line.
 
         An argument is a numpy scalar of the parameter's size, an int or None (a null pointer).
         Every group of blocks that runs beside each other may take `most_steps` basic blocks.
+        Blocks before `first` are left out.
         """
         code = self.code(name)
         grid3, block3 = _three(grid), _three(block)
@@ -93,12 +95,12 @@ class Interpreter:
         at_once = max(1, LANES_AT_ONCE // size)
         try:
             with np.errstate(all="ignore"):
-                for first in range(0, blocks, at_once):
+                for begin in range(first, blocks, at_once):
                     run = Run(
                         grid=grid3,
                         block=block3,
-                        first=first,
-                        blocks=min(at_once, blocks - first),
+                        first=begin,
+                        blocks=min(at_once, blocks - begin),
                         memory=memory,
                         parameters=parameters,
                     )

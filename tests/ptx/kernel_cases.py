@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -167,6 +168,8 @@ FIRST_ORDER: dict[str, Case] = {
     "many blocks": first_order(2, 3, 40, 1, grid=9),
     "nothing": first_order(0, 3, 8, 2),
 }
+# For the kernel alone: the C library and its host twin refuse it.
+SCORES_WITHOUT_PROBABILITY = replace(first_order(4, 3, 64, 2), probability=None)
 CASES: dict[str, dict[str, Case]] = {
     "normalize": NORMALIZE,
     "perturb": PERTURB,

@@ -60,12 +60,12 @@ class Races:
 
     def __init__(self, size: int, *, lockstep: bool, reads: bool) -> None:
         self.lockstep, self.reads = lockstep, reads
-        self.writer = np.full(size, -1, np.int32)
+        self.writer = np.full(size, -1, np.int64)
         self.write_block = np.zeros(size, np.int32)
         self.write_clock = np.zeros((2, size), np.int32)
         if reads:
-            self.reader = np.full(size, -1, np.int32)  # -2: several threads
-            self.read_warp = np.full(size, -1, np.int32)  # -2: several warps
+            self.reader = np.full(size, -1, np.int64)  # -2: several threads
+            self.read_warp = np.full(size, -1, np.int64)  # -2: several warps
             self.read_clock = np.zeros((2, size), np.int32)
 
     def read(self, index: Array, who: Threads) -> str | None:

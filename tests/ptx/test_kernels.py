@@ -16,7 +16,16 @@ from hypothesis import strategies as st
 
 from ptx.checks import TYPES, Case, FirstOrder, Normalize, Perturb, Score, check
 from ptx.compiled import interpreter
-from ptx.kernel_cases import CASES, first_order, logits, normalize, perturb, positive, special
+from ptx.kernel_cases import (
+    CASES,
+    SCORES_WITHOUT_PROBABILITY,
+    first_order,
+    logits,
+    normalize,
+    perturb,
+    positive,
+    special,
+)
 
 SUFFIXES = sorted(TYPES)
 NAMED = [(kernel, name) for kernel, cases in CASES.items() for name in cases]
@@ -31,6 +40,12 @@ GRIDS = st.integers(1, 7)
 @pytest.mark.parametrize("target", [75, 90])
 def test_case(target: int, kernel: str, name: str, suffix: str) -> None:
     check(interpreter(target), suffix, CASES[kernel][name])
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("target", [75, 90])
+def test_scores_without_probability_are_not_written(target: int, suffix: str) -> None:
+    check(interpreter(target), suffix, SCORES_WITHOUT_PROBABILITY)
 
 
 @DRAWN

@@ -2,7 +2,8 @@
 
 A mutation of the CUDA source replaces a text that occurs exactly once; one of the PTX changes every
 instruction of a kind in one kernel. Either fails if there is nothing to change. Caught means that
-one of the cases that test_kernels.py runs gives a wrong result or breaks a rule.
+one of the cases that test_kernels.py runs gives a wrong result or breaks a rule. 32-bit offsets and
+the like are in test_far.py.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import pytest
 from ptx.checks import Case, check
 from ptx.compiled import compile_sources, ptx_text, sources
 from ptx.interpreter import Interpreter
-from ptx.kernel_cases import CASES
+from ptx.kernel_cases import CASES, SCORES_WITHOUT_PROBABILITY
 from ptx.parser import PtxError
 
 
@@ -245,6 +246,14 @@ CUDA = [
         "return Place{0, place.channel};",
         "wrong",
     ),
+    Cuda(
+        "scores without probability",
+        "first_order.cuh",
+        "first_order",
+        "if (a.score != nullptr && a.probability != nullptr) {",
+        "if (a.score != nullptr) {",
+        "bounds",
+    ),
 ]
 PTX = [
     Ptx("no barriers", "first_order", r"bar\.sync[^;]*;", "", "race"),
@@ -270,6 +279,11 @@ def changed(text: str, old: str, new: str) -> str:
     return text.replace(old, new)
 
 
+def cases_of(kernel: str) -> list[Case]:
+    alone = [SCORES_WITHOUT_PROBABILITY] if kernel == "first_order" else []
+    return [*CASES[kernel].values(), *alone]
+
+
 def fault(code: Interpreter, suffix: str, cases: Iterable[Case]) -> str:
     """The kind of the first fault that a case shows."""
     for case in cases:
@@ -287,8 +301,7 @@ def test_mutation_of_the_source_is_caught(mutation: Cuda) -> None:
     texts = sources()
     texts[mutation.file] = changed(texts[mutation.file], mutation.old, mutation.new)
     code = compile_sources(texts, mutation.suffix)
-    cases = CASES[mutation.kernel].values()
-    assert fault(code, mutation.suffix, cases) == mutation.caught
+    assert fault(code, mutation.suffix, cases_of(mutation.kernel)) == mutation.caught
 
 
 @pytest.mark.parametrize("mutation", PTX, ids=lambda m: f"{m.kernel}: {m.name}")
@@ -299,4 +312,4 @@ def test_mutation_of_the_ptx_is_caught(mutation: Ptx) -> None:
     text, count = re.subn(mutation.pattern, mutation.new, text)
     assert count > 0, f"{mutation.pattern} does not occur"
     code = Interpreter(header + text)
-    assert fault(code, mutation.suffix, CASES[mutation.kernel].values()) == mutation.caught
+    assert fault(code, mutation.suffix, cases_of(mutation.kernel)) == mutation.caught

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
 from typing import Any
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from ptx import formats
 from ptx.cases_floats import FLOAT_CASES
 from ptx.cases_integers import INTEGER_CASES
+from ptx.compiled import interpreter
 from ptx.floats import FLOATS, ODD
 from ptx.formats import ROUNDINGS, TYPES, Type
 from ptx.harness import Case, evaluate
@@ -33,15 +35,32 @@ def test_instruction(case: Case) -> None:
 @pytest.mark.parametrize(("family", "table"), [("b", INTEGERS), ("f", FLOATS), ("", MOVES)])
 def test_every_opcode_has_a_case(family: str, table: dict[str, Any]) -> None:
     covered = set()
-    for case in CASES:
-        opcode, *modifiers = case.instruction.strip("{ ").split()[0].split(".")
-        if case.instruction.startswith("{"):
-            opcode = "cvta" if "cvta" in case.instruction else "setp"
-        kind = TYPES[modifiers[-1]].kind if modifiers and modifiers[-1] in TYPES else ""
+    for form in covered_forms():
+        opcode, *modifiers = form.split(".")
+        kind = TYPES[modifiers[-1]].kind if modifiers[-1] in TYPES else ""
         is_float = kind in ("f", "x2")
         if family == "" or (family == "f") == is_float:
             covered.add(opcode)
     assert set(table) <= covered, set(table) - covered
+
+
+@pytest.mark.parametrize("target", [75, 90])
+def test_every_form_in_the_kernels_has_a_case(target: int) -> None:
+    """Opcode, modifiers and types together: div.s64 is not div.u64."""
+    forms = {
+        ".".join((each.opcode, *each.modifiers))
+        for kernel in interpreter(target).kernels.values()
+        for each in kernel.instructions
+        if each.opcode in {*INTEGERS, *FLOATS, *MOVES}
+    }
+    assert len(forms) > 50
+    assert forms <= covered_forms(), sorted(forms - covered_forms())
+
+
+def covered_forms() -> set[str]:
+    return {
+        form for case in CASES for form in re.findall(r"\b[a-z]\w*(?:\.\w+)+", case.instruction)
+    }
 
 
 def rounded(exact: Fraction, of: Type, rounding: str) -> int:
