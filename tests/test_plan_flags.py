@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shutil
@@ -268,6 +269,35 @@ def test_two_at_once(bundle: Path) -> None:
 
 def paths() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+
+
+class Terminal(io.StringIO):
+    """Remembers all that was shown."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_the_progress_bar(
+    run: Command, bundle: Path, built: list[PlanRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(trt: Any, graph: bytes, record: PlanRecord, *rest: Any) -> bytes:
+        progress = rest[-1]
+        progress("", 0.0)
+        progress("Building Engine", 0.5)
+        return b"a plan"
+
+    monkeypatch.setattr(plan_sets, "build_plan", build)
+    screen = Terminal()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stderr", screen)
+        assert run(bundle, "--engine", "rtx", "--plans", "fused").status == 0
+    shown = [" ".join(line.split()) for line in screen.getvalue().split("\r")]
+    half = "|" + 15 * "#" + " |"
+    assert any(line.startswith("odin.rtx.plan: start | | 0 %") for line in shown), shown
+    assert any(line.startswith(f"odin.rtx.plan: building engine {half} 50 %") for line in shown)
+    assert shown[-1] == ""  # it is gone at the end
+    assert run(bundle, "--engine", "rtx", "--plans", "split").err == ""  # no terminal, no bar
 
 
 def test_help_tells_every_flag(run: Command) -> None:

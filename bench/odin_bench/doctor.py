@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.resources
 import json
 import os
 import re
@@ -14,6 +13,7 @@ import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
@@ -34,7 +34,7 @@ from odin_engines.tensorrt_engine import plan_problem
 from odin_runtime.driver import DRIVERS
 from odin_runtime.driver_reasons import missing_package
 from odin_runtime.gpu_scorer import choose_form
-from odin_runtime.kernels import FATBIN
+from odin_runtime.kernels import FATBIN, fat_binary
 from odin_runtime.scorer import PLAN_ENGINES
 
 # What pip calls each engine's packages; the first that is installed tells the version.
@@ -307,15 +307,11 @@ def _drivers(driver: Driver) -> Iterator[Part]:
 
 def _kernels() -> Part:
     """The CUDA kernels, compiled."""
-    file = importlib.resources.files("odin_runtime") / FATBIN
-    if file.is_file():
-        return Part("kernels", f"{len(file.read_bytes()) / 2**10:.0f} KiB, {file}")
-    return Part(
-        "kernels",
-        None,
-        f"{FATBIN}, which trt and rtx need, is not in this installation: install odin-ood where "
-        "nvcc is found",
-    )
+    try:
+        size = len(fat_binary())
+    except OdinError as error:
+        return Part("kernels", None, str(error))
+    return Part("kernels", f"{size / 2**10:.0f} KiB, {files('odin_runtime') / FATBIN}")
 
 
 def _nvcc() -> Part:

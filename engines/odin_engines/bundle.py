@@ -8,16 +8,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shlex
 import shutil
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from odin_engines.errors import OdinError
 from odin_engines.files import sha256, unused_name
-from odin_engines.plan_records import PlanRecord, read_records
+from odin_engines.plan_records import PLAN_SUFFIX, PlanRecord, read_records
 from odin_engines.spec import SCHEMA, Spec
 
 DESCRIPTION = "odin.json"
@@ -34,26 +35,35 @@ _RE_EXPORT = "export it again with odin-export"
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle whose description and files were found whole.
+    """A bundle whose description and graphs were found whole.
 
     Attributes:
         path: the folder.
         spec: what `odin.json` says.
         files: SHA-256 of each file, by name.
         plans: what is said of those of the files that are plans.
+        damaged: why plans cannot be used, by file; they can be built again from the graphs.
     """
 
     path: Path
     spec: Spec
     files: dict[str, str]
     plans: tuple[PlanRecord, ...] = ()
+    damaged: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def argument(self) -> str:
+        """The folder as a command line takes it: a bare name may be a network's."""
+        return folder_argument(self.path)
 
     def file(self, name: str) -> Path:
         """Return the path of one of the bundle's files.
 
         Raises:
-            OdinError: the bundle does not have it.
+            OdinError: the bundle does not have it, or it is a damaged plan.
         """
+        if name in self.damaged:
+            raise OdinError(self.damaged[name])
         if name not in self.files:
             raise OdinError(f"bundle {self.path} holds no {name}; {_RE_EXPORT}")
         return self.path / name
@@ -61,6 +71,12 @@ class Bundle:
     def plan(self, engine: str, graph: str) -> PlanRecord | None:
         """What is said of an engine's plan of a graph; None if there is no such plan."""
         return next((p for p in self.plans if (p.engine, p.graph) == (engine, graph)), None)
+
+
+def folder_argument(path: Path) -> str:
+    """A folder as a shell takes it, and as no command takes for the name of a network."""
+    bare = path.name == str(path)
+    return shlex.quote(f"./{path}" if bare else str(path))
 
 
 def is_bundle(path: Path) -> bool:
@@ -76,7 +92,7 @@ def read_bundle(path: Path) -> Bundle:
 
     Raises:
         OdinError: there is no bundle at `path`, it was written by a newer version, or something in
-            it is missing, truncated, corrupted or out of range.
+            it is missing, truncated, corrupted or out of range; of plans, only `damaged` tells.
     """
     if not is_bundle(path):
         raise OdinError(
@@ -84,12 +100,13 @@ def read_bundle(path: Path) -> Bundle:
             f"'odin-export MODEL --output {path}'"
         )
     description = _read_description(path / DESCRIPTION)
-    files = _verified_files(path, description.pop("files", None))
+    files, damaged = _verified_files(path, description.pop("files", None))
     try:
-        plans = read_records(description.pop("plans", None), files)
+        plans = read_records(description.pop("plans", None), {*files, *damaged})
     except ValueError as error:
         raise OdinError(f"{path / DESCRIPTION}: {error}; {_RE_EXPORT}") from error
-    return Bundle(path, _spec(path / DESCRIPTION, description), files, plans)
+    spec = _spec(path / DESCRIPTION, description)
+    return Bundle(path, spec, files, plans, damaged)
 
 
 def write_bundle(
@@ -210,10 +227,11 @@ def _read_description(file: Path) -> dict[str, Any]:
     return description
 
 
-def _verified_files(path: Path, entries: object) -> dict[str, str]:
+def _verified_files(path: Path, entries: object) -> tuple[dict[str, str], dict[str, str]]:
+    """The hashes of the files, and what is wrong with plans, by name."""
     if not isinstance(entries, dict) or ODIN not in entries:
         raise OdinError(f"{path / DESCRIPTION} lists no {ODIN}; {_RE_EXPORT}")
-    files = {}
+    files, damaged = {}, {}
     for name, entry in entries.items():
         if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
             raise OdinError(
@@ -221,18 +239,26 @@ def _verified_files(path: Path, entries: object) -> dict[str, str]:
             )
         if not isinstance(entry, dict) or not {"bytes", "sha256"} <= set(entry):
             raise OdinError(f"{path / DESCRIPTION} gives no size and hash of {name}; {_RE_EXPORT}")
-        files[name] = _verified(path / name, entry["bytes"], entry["sha256"])
-    return files
+        try:
+            files[name] = _verified(path / name, entry["bytes"], entry["sha256"])
+        except OdinError as error:
+            if not name.endswith(PLAN_SUFFIX):
+                raise
+            damaged[name] = str(error)
+    return files, damaged
 
 
 def _verified(file: Path, size: object, digest: object) -> str:
+    remedy = _RE_EXPORT
+    if file.suffix == PLAN_SUFFIX:
+        engine = Path(file.stem).suffix.removeprefix(".")  # odin.rtx.plan
+        folder = folder_argument(file.parent)
+        remedy = f"build it again with 'odin-export {folder} --engine {engine}'"
     if not file.is_file():
-        raise OdinError(f"{file} is missing; copy the whole bundle, or {_RE_EXPORT}")
+        raise OdinError(f"{file} is missing; copy the whole bundle, or {remedy}")
     found = file.stat().st_size
     if found != size:
-        raise OdinError(
-            f"{file} has {found} bytes, not {size}: it was cut or changed; {_RE_EXPORT}"
-        )
+        raise OdinError(f"{file} has {found} bytes, not {size}: it was cut or changed; {remedy}")
     try:
         actual = sha256(file)
     except OSError as error:
@@ -240,7 +266,7 @@ def _verified(file: Path, size: object, digest: object) -> str:
             f"{file} cannot be read: {error.strerror}; check its permissions"
         ) from error
     if actual != digest:
-        raise OdinError(f"{file} does not match its SHA-256: it was changed; {_RE_EXPORT}")
+        raise OdinError(f"{file} does not match its SHA-256: it was changed; {remedy}")
     return actual
 
 

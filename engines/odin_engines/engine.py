@@ -14,6 +14,7 @@ import numpy as np
 from odin_engines.cuda_probe import OLDEST_DRIVERS, ask_driver
 from odin_engines.errors import OdinError
 from odin_engines.packages import install_command
+from odin_engines.plan_records import ENGINE_TITLES
 from odin_engines.spec import Precision, Spec
 
 Arrays = Mapping[str, np.ndarray]
@@ -117,7 +118,7 @@ def takes_precision(name: str, spec: Spec, precision: Precision) -> str | None:
     return (
         f"precision {precision}: the bundle's graphs are written in {spec.graph_precision}, which "
         f"engine {name} does not change; leave --precision out, or export another bundle with "
-        f"'odin-export {spec.model} --precision {precision}'"
+        f"'odin-export {spec.model} --precision {precision} --output DIR'"
     )
 
 
@@ -151,14 +152,18 @@ def _fastest(precision: Precision) -> str:
 
 
 def _without_a_gpu(name: str) -> str | None:
-    """Two lines where it is the GPU that an engine lacks: why it cannot run, and what would."""
+    """Two lines where it is the GPU that an engine lacks: why it cannot run, and what would.
+
+    Plans run with kernels that are compiled where nvcc is found when this package is installed.
+    """
     extra = ENGINES[name].gpu_extra
     problem = None if extra is None else ask_driver().problem
     if problem is None:
         return None
+    nvcc = " nvcc," if name in ENGINE_TITLES else ""
     return (
         f"engine {name} is not available: {problem}\n"
-        f"It takes an NVIDIA GPU, driver {max(OLDEST_DRIVERS.values())} or newer and "
+        f"It takes an NVIDIA GPU, driver {max(OLDEST_DRIVERS.values())}+,{nvcc} then "
         f"pip install 'odin-ood[{extra}]'; here: openvino or ort"
     )
 

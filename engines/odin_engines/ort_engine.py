@@ -28,7 +28,7 @@ def unavailable(precision: Precision) -> str | None:
     if precision == "bf16":
         return (
             "ONNX Runtime computes in fp32 on a CPU, not in bf16, for which it has no kernels: use "
-            "--precision fp32, or --engine openvino for bf16"
+            "--engine openvino, or a bundle in fp32 or fp16"
         )
     return missing_package("onnxruntime", "pip install 'odin-ood[cpu]'")
 

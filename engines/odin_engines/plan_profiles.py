@@ -7,7 +7,9 @@ optimization profile). Its memory is that of the largest.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, field
+from itertools import combinations
 
 from odin_engines.errors import OdinError
 from odin_engines.plan_records import Limits, Shape, shape_text
@@ -63,14 +65,12 @@ def image_limits(spec: Spec, asked: AskedShapes) -> Limits:
     Raises:
         OdinError: naming the flag, what it gives, and what is allowed.
     """
-    low, usual, high = (
-        _given(spec, flag, shapes)
-        for flag, shapes in (
-            ("--minShapes", asked.minimum),
-            ("--optShapes", asked.optimum),
-            ("--maxShapes", asked.maximum),
-        )
-    )
+    flags = {
+        "--minShapes": _given(spec, "--minShapes", asked.minimum),
+        "--optShapes": _given(spec, "--optShapes", asked.optimum),
+        "--maxShapes": _given(spec, "--maxShapes", asked.maximum),
+    }
+    low, usual, high = flags.values()
     default = (_largest_batch(spec), spec.channels, *map(_usual_size, (spec.height, spec.width)))
     least = low[0] if low else 1
     most = high[0] if high else max(default[0], *(shape[0] for shape in (low, usual) if shape), 1)
@@ -80,7 +80,7 @@ def image_limits(spec: Spec, asked: AskedShapes) -> Limits:
         (middle, *(usual or high or low or default)[1:]),
         (most, *(high or usual or low or default)[1:]),
     )
-    _check_order(limits)
+    _check_order(limits, [flag for flag, shape in flags.items() if shape])
     return limits
 
 
@@ -137,12 +137,16 @@ def _given(spec: Spec, flag: str, shapes: dict[str, Shape]) -> Shape | None:
     return n, channels, height, width
 
 
-def _check_order(limits: Limits) -> None:
-    pairs = (
-        ("--minShapes", limits.minimum, "--optShapes", limits.optimum),
-        ("--optShapes", limits.optimum, "--maxShapes", limits.maximum),
-    )
-    for low_flag, low, high_flag, high in pairs:
+def _check_order(limits: Limits, given: Collection[str]) -> None:
+    shapes = {
+        "--minShapes": limits.minimum,
+        "--optShapes": limits.optimum,
+        "--maxShapes": limits.maximum,
+    }
+    # Flags that were given first: the shapes between may have come from them.
+    pairs = sorted(combinations(shapes, 2), key=lambda pair: not set(pair) <= set(given))
+    for low_flag, high_flag in pairs:
+        low, high = shapes[low_flag], shapes[high_flag]
         if any(a > b for a, b in zip(low, high, strict=True)):
             raise OdinError(
                 f"{low_flag}={INPUT}:{shape_text(low)} is larger than "

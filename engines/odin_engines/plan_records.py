@@ -12,6 +12,7 @@ Shape = tuple[int, ...]
 # The Python module that builds and runs the plans of each engine, and what it is called.
 ENGINE_MODULES = {"trt": "tensorrt", "rtx": "tensorrt_rtx"}
 ENGINE_TITLES = {"trt": "TensorRT", "rtx": "TensorRT for RTX"}
+PLAN_SUFFIX = ".plan"
 FORMS = ("fused", "split")
 COMPATIBILITIES = ("none", "ampere+", "same-cc")
 PRECISIONS = ("fp32", "fp16", "bf16")

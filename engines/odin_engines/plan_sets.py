@@ -24,6 +24,7 @@ from odin_engines.plan_records import (
     ENGINE_TITLES,
     FORMS,
     LEVELS,
+    PLAN_SUFFIX,
     PlanRecord,
 )
 from odin_engines.plans import TimingCache, build_plan
@@ -173,7 +174,7 @@ def make_plans(
 
 def plan_file(graph: str, engine: str) -> str:
     """The name of a graph's plan in the bundle: odin.onnx -> odin.rtx.plan."""
-    return f"{graph.removesuffix('.onnx')}.{engine}.plan"
+    return f"{graph.removesuffix('.onnx')}.{engine}{PLAN_SUFFIX}"
 
 
 def form_graphs(form: str, spec: Spec) -> tuple[str, ...]:
@@ -268,8 +269,11 @@ def _kept(
     return tuple(
         record
         for record in existing.plans
-        if record in wanted
-        or (record.file not in files and hashes.get(record.graph) == record.graph_sha256)
+        if record.file not in existing.damaged
+        and (
+            record in wanted
+            or (record.file not in files and hashes.get(record.graph) == record.graph_sha256)
+        )
     )
 
 

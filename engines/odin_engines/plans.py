@@ -176,6 +176,8 @@ def _config(
     if record.optimization_level is not None:
         config.builder_optimization_level = record.optimization_level
     if record.engine == "rtx":
+        # Or it would allocate memory in some runs, which then cannot be captured as a CUDA graph.
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
         _set_targets(trt, config, record)
     else:
         _set_compatibility(trt, config, record)

@@ -12,16 +12,13 @@ from types import ModuleType
 
 from odin_engines.bundle import Bundle
 from odin_engines.cuda_probe import OLDEST_DRIVERS, Device, Driver, ask_driver, version_text
-from odin_engines.engine import Session
+from odin_engines.engine import ENGINES, Session
 from odin_engines.errors import OdinError
 from odin_engines.plan import Plan, deserialized
 from odin_engines.plan_messages import Messages, make_logger
 from odin_engines.plan_records import ENGINE_MODULES, ENGINE_TITLES, PlanRecord
 from odin_engines.plans import make_builder, parse
 from odin_engines.spec import Precision
-
-_EXTRAS = {"trt": "gpu", "rtx": "rtx"}
-
 
 # Whether it is here
 
@@ -118,7 +115,7 @@ def _installed(engine: str) -> bool:
 
 
 def _install(engine: str) -> str:
-    return f"pip install 'odin-ood[{_EXTRAS[engine]}]'"
+    return f"pip install 'odin-ood[{ENGINES[engine].gpu_extra}]'"
 
 
 def _cuda_version(engine: str) -> int:
@@ -156,10 +153,12 @@ def plan_problem(bundle: Bundle, engine: str, graph: str, device: int = 0) -> st
         graph: "odin.onnx", "gradient.onnx" or "forward.onnx".
         device: number of the GPU.
     """
-    rebuild = f"build it with 'odin-export {bundle.path} --engine {engine}'"
+    rebuild = f"build it with 'odin-export {bundle.argument} --engine {engine}'"
     record = bundle.plan(engine, graph)
     if record is None:
         return f"bundle {bundle.path} holds no plan of {graph} for --engine {engine}; {rebuild}"
+    if record.file in bundle.damaged:
+        return bundle.damaged[record.file]
     file = bundle.path / record.file
     if record.graph_sha256 != bundle.files[graph]:
         return f"{file} was built from another {graph} than the bundle holds; {rebuild}"

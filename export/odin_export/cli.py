@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from odin_engines import command
-from odin_engines.bundle import ODIN, is_bundle
+from odin_engines.bundle import ODIN, Bundle, is_bundle
 from odin_engines.errors import OdinError
 from odin_engines.spec import DEFAULT_MAGNITUDE, DEFAULT_TEMPERATURE, SCORE_NAMES
 from odin_export.flags import add_model_options, given_options
@@ -161,8 +161,6 @@ def _export(parsed: argparse.Namespace) -> int:
         _check_nothing_else_is_given(parsed)
         add_plans(Path(parsed.model), parsed.output, plans)
         return 0
-    if parsed.verify is not None and parsed.verify < 1:
-        raise OdinError(f"--verify {parsed.verify}: give a number of directions from 1")
     from odin_export import exporter
     from odin_export.ends import Choice
 
@@ -176,10 +174,7 @@ def _export(parsed: argparse.Namespace) -> int:
     )
     choice = Choice(parsed.input, parsed.logits, parsed.layout, parsed.bgr)
     is_file = Path(parsed.model).suffix.lower() == ".onnx"
-    if is_file and parsed.checkpoint is not None:
-        raise OdinError("--checkpoint is for the four networks; an .onnx file holds its weights")
-    if not is_file and choice != Choice():
-        raise OdinError("--input, --logits, --layout and --bgr are for .onnx files")
+    _check_together(parsed, is_file, choice != Choice())
     output = parsed.output or Path(Path(parsed.model).stem if is_file else parsed.model)
     with _Steps() as steps:
         if not parsed.check:
@@ -191,19 +186,36 @@ def _export(parsed: argparse.Namespace) -> int:
         for note in source.notes:
             steps.say(f"  {note}")
         try:
+            maker = None if plans is None else PlanMaker(source.spec, plans, output)
+            if maker is not None:
+                maker.check()
             if parsed.check and (status := _checked(source, steps)):
                 return status
             if parsed.verify is not None and not _verified(source, parsed.verify, steps):
                 return command.REFUSED
             if parsed.check:
                 return 0
-            maker = PlanMaker(source.spec, plans, output)
-            maker.check()
             bundle = exporter.write(source, output, steps.begin, maker)
         except OdinError as error:
             if not is_file:
                 raise
             raise OdinError(f"{parsed.model}: {error}") from error
+    _summarise(bundle, output, frozenset() if maker is None else maker.reused)
+    return 0
+
+
+def _check_together(parsed: argparse.Namespace, is_file: bool, chosen: bool) -> None:
+    """Refuse flags that do not go with a model of this kind."""
+    if parsed.verify is not None and parsed.verify < 1:
+        raise OdinError(f"--verify {parsed.verify}: give a number of directions from 1")
+    if is_file and parsed.checkpoint is not None:
+        raise OdinError("--checkpoint is for the four networks; an .onnx file holds its weights")
+    if not is_file and chosen:
+        raise OdinError("--input, --logits, --layout and --bgr are for .onnx files")
+
+
+def _summarise(bundle: Bundle, output: Path, reused: frozenset[str]) -> None:
+    """Print what a bundle holds, and what to do next."""
     spec = bundle.spec
     print(f"{bundle.path}: {spec.architecture}, {spec.classes} classes, weights {spec.checkpoint}")
     outputs = ("score", "baseline", "label", "logits", *spec.scores)
@@ -212,10 +224,9 @@ def _export(parsed: argparse.Namespace) -> int:
     if spec.graph_precision != "fp32":
         scale = f", seed of the backward pass x {spec.seed_scale:g}" if spec.seed_scale != 1 else ""
         print(f"  the network is in {spec.graph_precision}{scale}")
-    for line in plan_lines(bundle, maker.reused):
+    for line in plan_lines(bundle, reused):
         print(f"  {line}")
     print(f"  next: odin-bench {output}")
-    return 0
 
 
 def _is_folder_of_bundle(model: str) -> bool:
@@ -235,9 +246,10 @@ def _check_nothing_else_is_given(parsed: argparse.Namespace) -> None:
     for name, value in vars(parsed).items():
         if name in ("model", "output", "engine", *PLAN_FLAGS) or value == parser.get_default(name):
             continue
+        does = "proves a model" if name in ("check", "verify") else "changes graphs"
         raise OdinError(
-            f"--{name.replace('_', '-')} changes graphs, and {parsed.model} is a bundle, whose "
-            "graphs stay as they are: export the model that it was made from"
+            f"--{name.replace('_', '-')} {does}, and {parsed.model} is a bundle, whose graphs stay "
+            "as they are: give the model that it was made from"
         )
 
 

@@ -63,7 +63,10 @@ class Options:
 
 
 Step = Callable[[str], object]
-STEPS = ("read weights", "trace network", "differentiate", "check graphs", "write bundle")
+STEPS = (
+    *("read weights", "trace network", "differentiate", "check graphs", "build plans"),
+    "write bundle",
+)
 
 
 @dataclass(frozen=True)
@@ -188,7 +191,7 @@ def write(
     source: Source,
     output: Path,
     step: Step = lambda name: None,
-    make: Callable[[Mapping[str, bytes]], PlanSet] = lambda graphs: PlanSet({}, (), frozenset()),
+    make: Callable[[Mapping[str, bytes]], PlanSet] | None = None,
 ) -> Bundle:
     """Derive the graphs of a bundle, check them, have their plans built, and write it.
 
@@ -196,7 +199,7 @@ def write(
         source: the network.
         output: the bundle's folder; it appears whole or not at all.
         step: called with the name of each of `STEPS` as it begins.
-        make: builds plans from the graphs, by name, serialized.
+        make: builds plans from the graphs, by name, serialized; None for a bundle without.
 
     Raises:
         OdinError: an op has no gradient, a graph is not valid or not equivalent, or the bundle
@@ -215,6 +218,10 @@ def write(
         _check(name, graph)
     source.compare()
     contents = {name: graph.SerializeToString() for name, graph in graphs.items()}
+    if make is None:
+        step("write bundle")
+        return write_bundle(output, spec, contents)
+    step("build plans")
     plans = make(contents)
     step("write bundle")
     return write_bundle(output, spec, contents | plans.contents, plans.records)

@@ -19,6 +19,7 @@ from odin_engines.bundle import Bundle
 from odin_engines.cuda_probe import Device, Driver
 from odin_engines.engine import ENGINES
 from odin_engines.engine import unavailable as real_unavailable
+from odin_runtime import kernels as kernel_files
 from odin_runtime.driver_reasons import Reason
 
 NO_DRIVER = Driver(0, (), "no NVIDIA driver (libcuda.so.1) is found")
@@ -116,7 +117,8 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., N
 
         monkeypatch.setattr(doctor, "ask_driver", lambda: Driver(13020, devices, None))
         monkeypatch.setattr(doctor, "missing_package", missing)
-        monkeypatch.setattr(doctor.importlib.resources, "files", lambda package: tmp_path)
+        for module in (doctor, kernel_files):
+            monkeypatch.setattr(module, "files", lambda package: tmp_path)
         if kernels:
             (tmp_path / "odin_kernels.fatbin").write_bytes(bytes(4096))
 
@@ -153,7 +155,8 @@ def test_what_plans_need_beside_tensorrt(
     for name in ("trt", "rtx"):
         text = engine_text(out, name)
         assert text.startswith(f"{name} no ")
-        assert "- odin_kernels.fatbin, which trt and rtx need, is not in this installation" in text
+        assert "- odin_runtime holds no CUDA kernels (odin_kernels.fatbin): it was built" in text
+        assert "nvidia-cuda-nvcc nvidia-cuda-runtime nvidia-cuda-crt nvidia-cuda-cccl" in text
         assert "- neither cuda-core nor pycuda: no cuda-core: install cuda-core" in text
     assert engine_text(out, "ort-cuda").startswith("ort-cuda yes ")
     assert run("--engine", "trt")[0] == 1

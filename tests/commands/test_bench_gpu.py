@@ -6,10 +6,13 @@ No GPU is needed: the driver's answers are the tests' own, and a CPU engine stan
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
 import re
 import shutil
+import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,6 +34,14 @@ from odin_runtime import Scorer, Scores
 NO_DRIVER = Driver(0, (), "no NVIDIA driver (libcuda.so.1) is found")
 GPU = Driver(13000, (Device("a GPU of the tests", (8, 9)),), None)
 EXTRAS = {"trt": "gpu", "rtx": "rtx", "ort-cuda": "gpu", "ort-trt": "gpu"}
+# What each takes beside the driver and this package.
+PACKAGES = {
+    "trt": {"tensorrt-cu13", "cuda-core", "cuda-bindings"},
+    "rtx": {"tensorrt-rtx-cu13", "cuda-core", "cuda-bindings"},
+    "ort-cuda": {"onnxruntime-gpu", "onnx"},
+    "ort-trt": {"onnxruntime-gpu", "onnx", "tensorrt-cu13"},
+}
+PROJECT = Path(__file__).parents[2] / "pyproject.toml"
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
@@ -109,10 +120,18 @@ def test_two_lines_without_a_gpu(
     )
     for part in ("NVIDIA GPU", "driver 580", f"odin-ood[{EXTRAS[engine]}]", "openvino or ort"):
         assert part in what
+    assert (", nvcc, then pip" in what) == (engine in ("trt", "rtx"))
     assert max(len(why), len(what)) <= 100
     with pytest.raises(OdinError) as caught:
         Scorer.open(path, engine)
     assert f"odin-bench: {caught.value}\n" == outcome.err
+
+
+@pytest.mark.parametrize("engine", EXTRAS)
+def test_the_extra_holds_what_the_engine_takes(engine: str) -> None:
+    extras = tomllib.loads(PROJECT.read_text("utf-8"))["project"]["optional-dependencies"]
+    names = {re.split(r"[^\w-]", text)[0] for text in extras[EXTRAS[engine]]}
+    assert PACKAGES[engine] <= names
 
 
 @pytest.mark.parametrize("engine", EXTRAS)
@@ -265,13 +284,19 @@ def test_a_network_by_its_name_gets_plans(
     assert engine == "trt"
 
 
-def test_plans_of_a_cached_bundle(bundle: Path) -> None:
-    """Built by the real builder, which needs no GPU, and only once."""
+def test_plans_of_a_cached_bundle(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Built by the real builder, which needs no GPU, with a progress bar, and only once."""
     pytest.importorskip("tensorrt_rtx", reason="the builder of TensorRT for RTX is not installed")
     shutil.copytree(bundle, "cached")
     before = json.loads(Path("cached/odin.json").read_text())
     said: list[str] = []
-    made = with_plans(read_bundle(Path("cached")), "rtx", said.append)
+    screen = io.StringIO()
+    monkeypatch.setattr(screen, "isatty", lambda: True)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", screen)
+        made = with_plans(read_bundle(Path("cached")), "rtx", said.append)
+    for record in made.plans:
+        assert f"\r{record.file}: " in screen.getvalue()
     assert [record.file for record in made.plans] == ["gradient.rtx.plan", "forward.rtx.plan"]
     found = read_bundle(Path("cached"))
     assert found.plans == made.plans

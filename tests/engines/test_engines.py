@@ -103,7 +103,7 @@ def test_tensorrt_needs_a_gpu(name: str) -> None:
 
 
 def test_ort_refuses_bf16() -> None:
-    with pytest.raises(OdinError, match=r"fp32 on a CPU, not in bf16, .*: use --precision"):
+    with pytest.raises(OdinError, match=r"fp32 on a CPU, not in bf16, .*: use --engine openvino"):
         open_graph("ort", Path("odin.onnx"), "bf16")
 
 

@@ -78,6 +78,7 @@ def test_flags(
     assert default.get_flag(trt.BuilderFlag.TF32)
     config = plans._config(trt, builder, network, record, Messages())
     assert config.get_flag(trt.BuilderFlag.TF32) is tf32
+    assert config.get_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     wanted = default.builder_optimization_level if level is None else level
     assert config.builder_optimization_level == wanted
     assert config.num_optimization_profiles == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from engines import tensorrt_double
 from odin_engines import plan_sets, tensorrt_engine
 from odin_engines.bundle import FORWARD, GRADIENT, ODIN, Bundle, read_bundle, write_bundle
 from odin_engines.cuda_probe import Device, Driver
+from odin_engines.errors import OdinError
 from odin_engines.plan_profiles import AskedShapes
 from odin_engines.plan_records import Limits, PlanRecord
 from odin_engines.plan_sets import PlanOptions, make_plans, wanted_plans
@@ -67,6 +69,28 @@ def test_plans_are_used_again(
     assert again.reused == set(again.contents)
     for name, content in again.contents.items():
         assert first.file(name).read_bytes() == content
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "changed"])
+def test_a_damaged_plan_is_built_again(
+    trt: ModuleType, tiny_bundle: Bundle, tmp_path: Path, built: list[str], damage: str
+) -> None:
+    """What needs no plan goes on with the bundle."""
+    bundle = with_plans(tiny_bundle, tmp_path, PlanOptions("rtx"))
+    file = bundle.file("gradient.rtx.plan")
+    content = file.read_bytes()
+    if damage == "missing":
+        file.unlink()
+    else:
+        file.write_bytes(content[:-1] if damage == "cut" else content[:-1] + b"?")
+    damaged = read_bundle(bundle.path)
+    assert damaged.file(ODIN).is_file()
+    remedy = f"odin-export '{bundle.path}' --engine rtx'"  # there is a space in its name
+    with pytest.raises(OdinError, match=re.escape(remedy)):
+        damaged.file(file.name)
+    built.clear()
+    assert with_plans(damaged, tmp_path, PlanOptions("rtx")).damaged == {}
+    assert built == [GRADIENT]
 
 
 @pytest.mark.parametrize(

@@ -25,10 +25,12 @@ FILES = ("plan.py", "plans.py", "plan_messages.py", "plan_sets.py", "tensorrt_en
 VERSIONS = ("11.4.0.106", "10.16.1.11")
 # What TensorRT itself has not; our source uses it with TensorRT for RTX only.
 RTX_ALONE = {
+    "BuilderFlag.REQUIRE_USER_ALLOCATION",
     "ComputeCapability",
     "ComputeCapability.__members__",
     "DynamicShapesKernelSpecializationStrategy",
     "DynamicShapesKernelSpecializationStrategy.EAGER",
+    "IExecutionContext.is_stream_capturable",
     "IBuilderConfig.num_compute_capabilities",
     "IBuilderConfig.set_compute_capability",
     "IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy",
@@ -82,6 +84,9 @@ def test_the_source_uses_what_a_plan_takes() -> None:
         *("ITimingCache.serialize", "IOptimizationProfile.set_shape", "BuilderFlag.TF32"),
         *("NetworkDefinitionCreationFlag.STRONGLY_TYPED", "ITensor.name", *RTX_ALONE),
         *("Runtime.deserialize_cuda_engine", "IExecutionContext.execute_async_v3"),
+        *("IExecutionContext.set_device_memory", "ICudaEngine.create_execution_context"),
+        *("ExecutionContextAllocationStrategy.USER_MANAGED", "ICudaEngine.device_memory_size_v2"),
+        *("IRuntimeConfig.set_execution_context_allocation_strategy", "ICudaEngine.num_io_tensors"),
         *("IExecutionContext.set_tensor_address", "ICudaEngine.get_tensor_profile_shape"),
     ):
         assert name in names
@@ -110,6 +115,11 @@ def test_names_exist_in_tensorrt_for_rtx() -> None:
 # What mypy has to find, each put in place of the correct line in one file.
 WRONG = {
     "a method of an older version": ("plan.py", ".execute_async_v3(", ".execute_async_v2("),
+    "a size forgotten": (
+        "plan.py",
+        ".set_device_memory(work, self.work_bytes)",
+        ".set_device_memory(work)",
+    ),
     "arguments swapped": (
         "plan.py",
         ".set_tensor_address(name, address)",

@@ -17,7 +17,15 @@ pytestmark = pytest.mark.skipif(
 KNOWN_TO_RTX: dict[str, tuple[str, ...]] = {}
 
 
-@pytest.mark.parametrize("architecture", zoo.ARCHITECTURES, ids=str)
+# The longest of those whose parts other networks of the list have too.
+SLOW = ("mobilevit_xxs", "botnet26t_256", "gcresnet33ts", "poolformer_s12", "levit_128s")
+CASES = [
+    pytest.param(each, id=str(each), marks=pytest.mark.slow if each.name in SLOW else ())
+    for each in zoo.ARCHITECTURES
+]
+
+
+@pytest.mark.parametrize("architecture", CASES)
 def test_gradient_agrees_with_autograd(architecture: zoo.Architecture) -> None:
     result = zoo.compare(architecture)
     assert result.error_64 <= zoo.LARGEST_ERROR_64
@@ -27,4 +35,5 @@ def test_gradient_agrees_with_autograd(architecture: zoo.Architecture) -> None:
 
 def test_enough_architectures_are_tried() -> None:
     names = {str(architecture) for architecture in zoo.ARCHITECTURES}
-    assert len(names) == len(zoo.ARCHITECTURES) >= 40
+    assert len(names) == len(zoo.ARCHITECTURES)
+    assert len(names) - len(SLOW) >= 40

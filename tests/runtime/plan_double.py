@@ -12,6 +12,7 @@ import functools
 import hashlib
 import os
 import struct
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from odin_engines.bundle import Bundle, read_bundle
 from odin_engines.errors import OdinError
 from odin_engines.plan import Tensor
 from odin_engines.plan_records import Limits, PlanRecord
+from odin_engines.plan_sets import form_graphs
 from odin_runtime.driver import Driver, open_driver
 from odin_runtime.gpu_forms import Device, Form
 from odin_runtime.gpu_fused import Fused
@@ -32,6 +34,8 @@ from odin_runtime.gpu_split import Split
 
 GRAPHS = ("odin.onnx", "gradient.onnx", "forward.onnx")
 MOST = 4
+WORK_BYTES = {name: 1024 * size for size, name in enumerate(GRAPHS, 1)}
+WORK = "the memory that it works in"
 TWINS = Path("runtime") / "libodin_kernels.so"  # in a build folder, and in that of the tests
 _DTYPES = {
     "tensor(float)": "float32",
@@ -76,12 +80,15 @@ class Machine:
         else:
             run_twins(self._kernels, shared_folder() / TWINS)
         self.library = ctypes.CDLL(NAME)
-        self._queued: list[tuple[FakePlan, dict[str, int], dict[str, tuple[int, ...]]]] = []
+        self._double = double
+        self._queued: list[tuple[Any, dict[str, int], dict[str, tuple[int, ...]]]] = []
+        self.worked_in: set[int] = set()  # addresses of the memory that plans were given
         plans = {f"plan_{name.partition('.')[0]}": [8] for name in GRAPHS}
         double.declare(plans)
         double.on_launch(self._run)
         self._module = ctypes.c_void_p()
         with driver.current():
+            self._primary = self._context()
             self._call("cuModuleLoadData", ctypes.byref(self._module), IMAGE)
         try:
             self.functions = {name: self._function(name) for name in plans}
@@ -100,6 +107,17 @@ class Machine:
             self._call("cuModuleGetFunction", ctypes.byref(function), self._module, name.encode())
         return function
 
+    def _context(self) -> int | None:
+        """The current one."""
+        context = ctypes.c_void_p()
+        self._call("cuCtxGetCurrent", ctypes.byref(context))
+        return context.value
+
+    def freed(self, plan: FakePlan) -> None:
+        """What TensorRT frees then, it frees in the context that is current."""
+        if self._context() != self._primary:
+            self._double.faults.append(f"{plan.file.name} is freed outside of its CUDA context")
+
     def close(self) -> None:
         with self.driver.current():
             self._call("cuModuleUnload", self._module)
@@ -109,9 +127,11 @@ class Machine:
         self._call("cuStreamIsCapturing", ctypes.c_void_p(stream), ctypes.byref(status))
         return status.value != 0
 
-    def queue(self, plan: FakePlan, addresses: Any, shapes: Any, stream: int) -> None:
+    def queue(self, plan: FakePlan, addresses: Any, shapes: Any, work: int, stream: int) -> None:
         """Queue a plan; the context has to be current, as for TensorRT."""
-        self._queued.append((plan, dict(addresses), dict(shapes)))
+        assert self._context() == self._primary
+        self.worked_in.add(work)
+        self._queued.append((weakref.ref(plan), {**addresses, WORK: work}, dict(shapes)))
         ticket = ctypes.c_int64(len(self._queued) - 1)
         pointers = (ctypes.c_void_p * 1)(ctypes.addressof(ticket))
         function = self.functions[f"plan_{plan.file.name.partition('.')[0]}"]
@@ -122,7 +142,11 @@ class Machine:
         if not launch.name.startswith("plan_"):
             self._kernels.run(launch)
             return
-        plan, addresses, shapes = self._queued[struct.unpack("q", launch.parameters)[0]]
+        alive, addresses, shapes = self._queued[struct.unpack("q", launch.parameters)[0]]
+        plan: FakePlan | None = alive()
+        assert plan is not None, "a plan was freed before its run was done"
+        work = memory(addresses[WORK], (plan.work_bytes,), np.uint8)
+        work[...] = 0xA5  # before and after: it must hold neither what is read nor what is written
         feeds = {
             name: memory(addresses[name], shapes.get(name, tensor.shape), tensor.dtype).copy()
             for name, tensor in plan.inputs.items()
@@ -132,6 +156,7 @@ class Machine:
         names = list(plan.outputs)
         for name, values in zip(names, plan.session.run(names, feeds), strict=True):
             memory(addresses[name], values.shape, plan.outputs[name].dtype)[...] = values
+        work[...] = 0xA5
 
 
 @functools.cache
@@ -151,9 +176,13 @@ class FakePlan:
         self.file = file
         self._machine, self._batches = machine, batches
         self.session = session_of(file)
+        self.work_bytes = WORK_BYTES[file.name]
         self.inputs = {one.name: self._tensor(one) for one in self.session.get_inputs()}
         self.outputs = {one.name: self._tensor(one) for one in self.session.get_outputs()}
-        self._last: dict[str, tuple[int, ...]] | None = None
+        self._last: tuple[dict[str, tuple[int, ...]], int] | None = None
+
+    def __del__(self) -> None:
+        self._machine.freed(self)
 
     def _tensor(self, one: Any) -> Tensor:
         dtype = _DTYPES[one.type]
@@ -169,19 +198,38 @@ class FakePlan:
     def another(self) -> FakePlan:
         return FakePlan(self._machine, self.file, self._batches)
 
+    def output_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+        """A size that varies is that of the images along the same axis."""
+        images = shapes["images"]
+        return {
+            one.name: tuple(
+                size if isinstance(size, int) else images[axis]
+                for axis, size in enumerate(one.shape)
+            )
+            for one in self.session.get_outputs()
+        }
+
+    def capturable(self, stream: int) -> bool:
+        return self._last is not None
+
     def enqueue(
-        self, addresses: Mapping[str, int], shapes: Mapping[str, tuple[int, ...]], stream: int
+        self,
+        addresses: Mapping[str, int],
+        shapes: Mapping[str, tuple[int, ...]],
+        work: int,
+        stream: int,
     ) -> None:
         assert addresses.keys() == self.inputs.keys() | self.outputs.keys()
         limits = self.inputs["images"].limits
         assert shapes.keys() == {"images"} and limits is not None
         assert limits.hold(shapes["images"]), f"{shapes} is outside of {limits}"
-        crooked = [name for name, address in addresses.items() if address % 256]
+        places = {**addresses, WORK: work}
+        crooked = [name for name, address in places.items() if address % 256]
         assert not crooked, f"{crooked} are not aligned to 256 bytes"
+        last, self._last = self._last, (dict(shapes), work)
         if self._machine.is_capturing(stream):
-            assert self._last == dict(shapes), "captured before this context ran the shape once"
-        self._last = dict(shapes)
-        self._machine.queue(self, addresses, shapes, stream)
+            assert last == self._last, "captured before this context ran so once"
+        self._machine.queue(self, addresses, shapes, work, stream)
 
 
 def fake_records(
@@ -219,11 +267,10 @@ def fake_plans(
 
     def make(device: Device) -> Form:
         plans: dict[str, Any] = {
-            name: FakePlan(machine, bundle.path / name, batches) for name in GRAPHS
+            name: FakePlan(machine, bundle.path / name, batches)
+            for name in form_graphs(form, bundle.spec)
         }
-        if form == "fused":
-            return Fused(device, plans["odin.onnx"])
-        return Split(device, {name: plans[name] for name in GRAPHS[1:]})
+        return Fused(device, plans["odin.onnx"]) if form == "fused" else Split(device, plans)
 
     return make
 
