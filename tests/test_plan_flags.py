@@ -195,11 +195,17 @@ def test_every_flag(run: Command, bundle: Path, built: list[PlanRecord]) -> None
         ("--engine rtx --builderOptimizationLevel 7", ("--builderOptimizationLevel 7", "0 to 5")),
         ("--engine rtx --builderOptimizationLevel fast", ("--builderOptimizationLevel", "fast")),
         ("--engine rtx --computeCapabilities 9.0", ("--computeCapabilities 9.0", "--engine trt")),
+        (
+            "--engine rtx --computeCapabilities 7.5,8.6",
+            ("--computeCapabilities 7.5", "--precision fp16", "or leave 7.5 out"),
+        ),
+        ("--engine rtx --computeCapabilities 8.6,,8.9", ("'8.6,,8.9' has an empty part",)),
         ("--engine rtx --hardwareCompatibility ampere+", ("--hardwareCompatibility is for",)),
         ("--engine rtx --timingCacheFile cache", ("--timingCacheFile is for --engine trt",)),
         ("--engine rtx --temperature 5", ("--temperature changes graphs", "tiny is a bundle")),
         ("--engine rtx --input-type uint8", ("--input-type changes graphs",)),
         ("--engine rtx --precision bf16", ("--precision changes graphs",)),
+        ("--engine rtx --check", ("--check proves a model", "tiny is a bundle")),
     ],
 )
 def test_refusals(

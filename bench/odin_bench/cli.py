@@ -35,10 +35,12 @@ def _bench(parsed: argparse.Namespace) -> int:
     info = ENGINES.get(parsed.engine)
     if parsed.gpu is not None and info is not None and info.gpu_extra:
         _show_one_gpu(parsed.gpu)
+    if parsed.nn and parsed.model:
+        raise OdinError(f"MODEL {parsed.model} and --nn {parsed.nn} are both given; give one")
     if parsed.doctor:
         from odin_bench.doctor import diagnose
 
-        return diagnose(parsed.nn or parsed.model, parsed.engine, parsed.json)
+        return diagnose(parsed.nn or parsed.model, parsed.engine, parsed.precision, parsed.json)
     engine = resolve(parsed.engine, parsed.precision or "fp32")
     if parsed.gpu is not None and (info is None or not info.gpu_extra):
         _say(f"--gpu {parsed.gpu} changes nothing: --engine {parsed.engine} is not one for a GPU")
@@ -181,8 +183,6 @@ def _bundle(parsed: argparse.Namespace, engine: str) -> Bundle:
     from odin_export.flags import given_options
     from odin_runtime.scorer import PLAN_ENGINES
 
-    if parsed.nn and parsed.model:
-        raise OdinError(f"MODEL {parsed.model} and --nn {parsed.nn} are both given; give one")
     name = parsed.nn or parsed.model or "densenet10"
     # What is exported here takes any temperature and magnitude, so one export serves every run.
     given = given_options(parsed)

@@ -121,38 +121,43 @@ class Report:
     bundle: str | None
 
 
-def examine(path: Path | None = None) -> Report:
+def examine(path: Path | None = None, precision: Precision | None = None) -> Report:
     """Look at everything that engines need.
 
     Args:
         path: a bundle, for engines to be able to score it; None: to score anything.
+        precision: in which; None takes the bundle's own, else fp32.
 
     Raises:
         OdinError: there is no whole bundle at `path`.
     """
     bundle = None if path is None else read_bundle(path)
+    asked: Precision = precision or ("fp32" if bundle is None else bundle.spec.precision)
     here, driver = machine.describe(), ask_driver()
     drivers, kernels = tuple(_drivers(driver)), _kernels()
     lacks = _lacks_of_plans(drivers, kernels) if driver.problem is None else ()
-    states = [_engine(name, bundle, here, driver, lacks) for name in (*ENGINES, "torch")]
+    states = [_engine(name, bundle, asked, here, driver, lacks) for name in (*ENGINES, "torch")]
     return Report(
         version=version_of("odin-ood"),
         machine=here,
         driver=driver,
         engines=tuple(states),
-        auto=_auto("fp32" if bundle is None else bundle.spec.precision),
+        auto=_auto(asked),
         parts=(*drivers, kernels, _nvcc()),
         bundle=None if bundle is None else str(bundle.path),
     )
 
 
-def diagnose(model: str | None, engine: str, json_file: Path | None) -> int:
+def diagnose(
+    model: str | None, engine: str, precision: Precision | None, json_file: Path | None
+) -> int:
     """Print the report, and write it to a file where one is given.
 
     Args:
         model: the folder of a bundle, or the name of a network, of which no engine wants more than
             of any other; None for neither.
         engine: the one that is asked about; "auto" for any.
+        precision: in which; None takes the bundle's own, else fp32.
         json_file: where `as_json` goes, or None.
 
     Returns:
@@ -162,7 +167,7 @@ def diagnose(model: str | None, engine: str, json_file: Path | None) -> int:
         OdinError: there is no whole bundle, or the file cannot be written.
     """
     named = model in RESULTS and not is_bundle(Path(model))
-    report = examine(Path(model) if model and not named else None)
+    report = examine(Path(model) if model and not named else None, precision)
     print(as_text(report))
     if json_file:
         with replacing(json_file) as temporary:
@@ -214,6 +219,7 @@ def _auto(precision: Precision) -> str | None:
 def _engine(
     name: str,
     bundle: Bundle | None,
+    asked: Precision,
     here: Machine,
     driver: Driver,
     lacks_of_plans: tuple[str, ...],
@@ -225,8 +231,10 @@ def _engine(
         # Not imported, which takes seconds.
         absent = find_spec("torch") is None
         reasons = [f"torch is not installed: {install_command()}"] if absent else []
+        if asked != "fp32":
+            reasons.append(f"it is the reference in fp32, not in {asked}")
     else:
-        reasons = list(_reasons(name, bundle))
+        reasons = list(_reasons(name, bundle, asked))
         reasons += lacks_of_plans if name in PLAN_ENGINES else ()
         precisions = tuple(_precisions(name, bundle))
     on_cpu = name == "torch" or name in _CPU_MODULES
@@ -245,9 +253,8 @@ def _precisions(name: str, bundle: Bundle | None) -> Iterator[str]:
             yield precision
 
 
-def _reasons(name: str, bundle: Bundle | None) -> Iterator[str]:
-    """Why an engine cannot score a bundle, or anything."""
-    asked: Precision = "fp32" if bundle is None else bundle.spec.precision
+def _reasons(name: str, bundle: Bundle | None, asked: Precision) -> Iterator[str]:
+    """Why an engine cannot score a bundle, or anything, in a precision."""
     reason = _reason(name, asked)
     if reason is not None:
         yield from reason.splitlines()

@@ -252,6 +252,12 @@ def _target(trt: ModuleType, spec: Spec, options: PlanOptions) -> tuple[str, tup
 
 def _rtx_targets(trt: ModuleType, spec: Spec, asked: tuple[str, ...]) -> tuple[str, ...]:
     turing = spec.graph_precision == "fp16" and not _FLOAT32_PRODUCTS & set(spec.scores)
+    if _TURING in asked and not turing:
+        raise OdinError(
+            f"--computeCapabilities {_TURING}: TensorRT for RTX has neither a float32 matrix "
+            "product nor bfloat16 for it: export with --precision fp16, without the scores "
+            f"{' and '.join(sorted(_FLOAT32_PRODUCTS))}, or leave {_TURING} out"
+        )
     return tuple(
         text
         for text in rtx_capabilities(trt)

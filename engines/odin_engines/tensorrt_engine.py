@@ -28,7 +28,10 @@ def unavailable(precision: Precision, engine: str = "trt") -> str | None:
 
     Which precisions there are is a matter of the plan, so `precision` changes nothing.
     """
-    problem = _problem(engine, ask_driver())
+    driver = ask_driver()
+    # Of several GPUs, one that will do is enough: `plan_problem` looks at the one that is wanted.
+    problems = [_problem(engine, driver, number) for number in range(len(driver.devices) or 1)]
+    problem = None if None in problems else problems[0]
     return problem and f"{problem}; on a CPU: openvino, ort"
 
 

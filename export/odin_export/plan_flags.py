@@ -243,7 +243,8 @@ class _Bar:
 
     def show(self, file: str, phase: str, share: float) -> None:
         """Say how far the plan is."""
-        self._bar.set_description_str(f"{file}: {phase.lower() or 'start'}"[:44], refresh=False)
+        what = phase.lower() or ("start" if share < 0.5 else "finish")
+        self._bar.set_description_str(f"{file}: {what}"[:44], refresh=False)
         self._bar.n = share
         self._bar.refresh()
 
@@ -256,4 +257,7 @@ def _shapes(text: str) -> dict[str, Shape]:
 
 
 def _capabilities(text: str) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    parts = [part.strip() for part in text.split(",")]
+    if not all(parts):
+        raise argparse.ArgumentTypeError(f"{text!r} has an empty part; give such as 8.6,8.9")
+    return tuple(dict.fromkeys(parts))

@@ -337,6 +337,19 @@ def test_a_network_by_its_name(
     assert (again[0], without_memory(again[1])) == (status, without_memory(out))
 
 
+def test_the_precision_asked_for(run: Doctor) -> None:
+    status, out, _ = run("--engine", "ort", "--precision", "bf16")
+    assert status == 1
+    assert "not in bf16" in engine_text(out, "ort")
+    assert "fp32, not in bf16" in engine_text(out, "torch")
+
+
+def test_two_networks(run: Doctor) -> None:
+    status, out, err = run("densenet10", "--nn", "densenet100")
+    assert (status, out) == (1, "")
+    assert "MODEL densenet10 and --nn densenet100 are both given" in err
+
+
 @pytest.mark.parametrize("damage", ["missing", "cut"])
 def test_no_whole_bundle(
     run: Doctor, make_tiny_bundle: Callable[..., Bundle], tmp_path: Path, damage: str

@@ -117,6 +117,13 @@ def test_gpus_that_rtx_is_not_for(machine: Callable[..., None], device: Device) 
     assert building_problem("rtx") is None  # for another machine
 
 
+def test_one_gpu_of_several_is_enough(machine: Callable[..., None]) -> None:
+    machine(Driver(13000, (H100, L4), None), "tensorrt_rtx")
+    assert engines.unavailable("rtx", "fp32") is None
+    machine(Driver(13000, (H100, H100), None), "tensorrt_rtx")
+    assert engines.unavailable("rtx", "fp32") is not None
+
+
 def test_rtx_needs_its_package_alone_to_build(machine: Callable[..., None]) -> None:
     machine(NO_DRIVER)
     assert building_problem("rtx") == ("tensorrt_rtx is not installed: pip install 'odin-ood[rtx]'")
