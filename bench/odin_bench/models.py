@@ -14,22 +14,18 @@ import torch
 import odin_export
 from odin_bench.datasets import cache_folder
 from odin_engines.bundle import (
-    FORWARD,
-    GRADIENT,
-    ODIN,
     Bundle,
     is_bundle,
     read_bundle,
-    write_bundle,
 )
 from odin_engines.errors import OdinError
-from odin_engines.files import sha256, user_cache
-from odin_engines.plan_sets import PlanOptions
+from odin_engines.files import sha256
+from odin_engines.plan_sets import PlanOptions, timing_caches
 from odin_engines.torch_reference import TorchReference
 from odin_export.checkpoint import default_checkpoint, load_network
 from odin_export.exporter import Options, check_options, export, tool_versions
 from odin_export.networks import NETWORKS, check_name
-from odin_export.plan_flags import PlanMaker
+from odin_export.plan_bundles import add_plans
 
 
 def find_bundle(
@@ -83,13 +79,8 @@ def with_plans(bundle: Bundle, engine: str, step: Callable[[str], object]) -> Bu
         OdinError: they cannot be built here.
     """
     step(f"look for plans of --engine {engine}, build those that are missing")
-    graphs = {name: bundle.file(name).read_bytes() for name in (ODIN, GRADIENT, FORWARD)}
-    cache = user_cache()
-    options = PlanOptions(engine, forms=("split",), cache_folder=cache and cache / "plans")
-    plans = PlanMaker(bundle.spec, options, bundle.path)(graphs)
-    if plans.reused == plans.contents.keys():
-        return bundle
-    return write_bundle(bundle.path, bundle.spec, graphs | plans.contents, plans.records)
+    options = PlanOptions(engine, forms=("split",), cache_folder=timing_caches())
+    return add_plans(bundle, options)[0]
 
 
 def find_reference(bundle: Bundle, checkpoint: Path | None) -> TorchReference:

@@ -18,6 +18,7 @@ from types import ModuleType
 from odin_engines.bundle import FORWARD, GRADIENT, ODIN, Bundle
 from odin_engines.cuda_probe import ask_driver
 from odin_engines.errors import OdinError
+from odin_engines.files import user_cache
 from odin_engines.plan_profiles import INPUT, AskedShapes, image_limits, raw
 from odin_engines.plan_records import (
     COMPATIBILITIES,
@@ -81,6 +82,12 @@ class PlanSet:
     contents: dict[str, bytes]
     records: tuple[PlanRecord, ...]
     reused: frozenset[str]
+
+
+def timing_caches() -> Path | None:
+    """The folder for timing caches that the user does not name; None without a home folder."""
+    cache = user_cache()
+    return cache and cache / "plans"
 
 
 def wanted_plans(spec: Spec, options: PlanOptions) -> tuple[PlanRecord, ...]:

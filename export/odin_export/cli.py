@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from odin_engines import command
-from odin_engines.bundle import ODIN, Bundle, is_bundle
+from odin_engines.bundle import ODIN, Bundle, check_output, is_bundle, read_bundle
 from odin_engines.errors import OdinError
+from odin_engines.plan_sets import PlanOptions
 from odin_engines.spec import DEFAULT_MAGNITUDE, DEFAULT_TEMPERATURE, SCORE_NAMES
 from odin_export.flags import add_model_options, given_options
+from odin_export.plan_bundles import PlanMaker, add_plans
 from odin_export.plan_flags import (
     PLAN_FLAGS,
-    PlanMaker,
     add_plan_options,
-    add_plans,
     plan_lines,
     plan_options,
 )
@@ -159,7 +159,7 @@ def _export(parsed: argparse.Namespace) -> int:
     plans = plan_options(parsed)
     if _is_folder_of_bundle(parsed.model):
         _check_nothing_else_is_given(parsed)
-        add_plans(Path(parsed.model), parsed.output, plans)
+        _add_plans(Path(parsed.model), parsed.output, plans)
         return 0
     from odin_export import exporter
     from odin_export.ends import Choice
@@ -186,7 +186,7 @@ def _export(parsed: argparse.Namespace) -> int:
         for note in source.notes:
             steps.say(f"  {note}")
         try:
-            maker = None if plans is None else PlanMaker(source.spec, plans, output)
+            maker = None if plans is None else PlanMaker(source.spec, plans, _bundle_at(output))
             if maker is not None:
                 maker.check()
             if parsed.check and (status := _checked(source, steps)):
@@ -227,6 +227,29 @@ def _summarise(bundle: Bundle, output: Path, reused: frozenset[str]) -> None:
     for line in plan_lines(bundle, reused):
         print(f"  {line}")
     print(f"  next: odin-bench {output}")
+
+
+def _add_plans(folder: Path, output: Path | None, options: PlanOptions | None) -> None:
+    """Build plans for a bundle, and print what became of each."""
+    bundle = read_bundle(folder)
+    if options is None:
+        raise OdinError(
+            f"{folder} is a bundle: --engine trt or rtx adds plans to it; to export anew, give the "
+            "model that it was made from"
+        )
+    check_output(output or folder)
+    written, reused = add_plans(bundle, options, output)
+    print(f"{written.path}: {written.spec.architecture}, {written.spec.classes} classes")
+    for line in plan_lines(written, reused):
+        print(f"  {line}")
+
+
+def _bundle_at(path: Path) -> Bundle | None:
+    """The bundle there, if there is one that can be read."""
+    try:
+        return read_bundle(path) if is_bundle(path) else None
+    except OdinError:  # it will be replaced
+        return None
 
 
 def _is_folder_of_bundle(model: str) -> bool:

@@ -1,28 +1,13 @@
-"""odin-export's flags for plans, spelt as trtexec spells them, and plans for a bundle on disk.
-
-Needs neither torch nor onnx: a bundle gets its plans on the machine that will run it.
-"""
+"""odin-export's flags for plans, spelt as trtexec spells them, and what is said of plans."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from odin_engines import plan_sets
-from odin_engines.bundle import (
-    FORWARD,
-    GRADIENT,
-    ODIN,
-    Bundle,
-    check_output,
-    is_bundle,
-    read_bundle,
-    write_bundle,
-)
+from odin_engines.bundle import Bundle
 from odin_engines.errors import OdinError
-from odin_engines.files import user_cache
 from odin_engines.plan_profiles import AskedShapes, parse_shapes
 from odin_engines.plan_records import (
     COMPATIBILITIES,
@@ -32,8 +17,7 @@ from odin_engines.plan_records import (
     Shape,
     shape_text,
 )
-from odin_engines.plan_sets import PlanOptions, PlanSet
-from odin_engines.spec import Spec
+from odin_engines.plan_sets import PlanOptions, timing_caches
 
 _NO_PLANS = "onnx"
 _BOTH = "both"
@@ -108,7 +92,6 @@ def plan_options(parsed: argparse.Namespace) -> PlanOptions | None:
             if getattr(parsed, name) is not None:
                 raise OdinError(f"--{name} is for plans; add --engine trt or --engine rtx")
         return None
-    cache = user_cache()
     options = PlanOptions(
         engine=parsed.engine,
         forms=FORMS if parsed.plans in (None, _BOTH) else (parsed.plans,),
@@ -118,7 +101,7 @@ def plan_options(parsed: argparse.Namespace) -> PlanOptions | None:
         hardware_compatibility=parsed.hardwareCompatibility or COMPATIBILITIES[0],
         compute_capabilities=parsed.computeCapabilities or (),
         timing_cache=parsed.timingCacheFile,
-        cache_folder=cache and cache / "plans",
+        cache_folder=timing_caches(),
     )
     plan_sets.check_options(options)
     return options
@@ -133,73 +116,6 @@ PLAN_FLAGS = (
     "hardwareCompatibility",
     "timingCacheFile",
 )
-
-
-@dataclass
-class PlanMaker:
-    """Builds the plans of a bundle that is about to be written.
-
-    Attributes:
-        spec: of the bundle.
-        options: what plans; None for none.
-        output: where the bundle will be; plans of one that is there already may be used again.
-        reused: files of those, once the plans are made.
-    """
-
-    spec: Spec
-    options: PlanOptions | None
-    output: Path
-    reused: frozenset[str] = frozenset()
-
-    def check(self) -> None:
-        """Check, before any work, that what is asked for suits the network.
-
-        Raises:
-            OdinError: naming the flag.
-        """
-        if self.options is not None:
-            plan_sets.wanted_plans(self.spec, self.options)
-
-    def __call__(self, graphs: Mapping[str, bytes]) -> PlanSet:
-        """Build them, with a progress bar on a terminal."""
-        if self.options is None:
-            return PlanSet({}, (), frozenset())
-        existing = _bundle_at(self.output)
-        with _Bar() as bar:
-            plans = plan_sets.make_plans(graphs, self.spec, self.options, existing, bar.show)
-        self.reused = plans.reused
-        return plans
-
-
-def add_plans(folder: Path, output: Path | None, options: PlanOptions | None) -> Bundle:
-    """Build plans for a bundle on disk, and print what became of each.
-
-    Args:
-        folder: the bundle.
-        output: where the bundle with its plans goes; None puts them into `folder`.
-        options: what plans.
-
-    Raises:
-        OdinError: there are no options, the bundle is damaged, or a plan cannot be built; the
-            bundle is then as it was.
-    """
-    bundle = read_bundle(folder)
-    if options is None:
-        raise OdinError(
-            f"{folder} is a bundle: --engine trt or rtx adds plans to it; to export anew, give the "
-            "model that it was made from"
-        )
-    target = output or folder
-    check_output(target)
-    names = (ODIN, GRADIENT, FORWARD)
-    graphs = {name: bundle.file(name).read_bytes() for name in names}
-    with _Bar() as bar:
-        plans = plan_sets.make_plans(graphs, bundle.spec, options, bundle, bar.show)
-    written = write_bundle(target, bundle.spec, graphs | plans.contents, plans.records)
-    print(f"{written.path}: {bundle.spec.architecture}, {bundle.spec.classes} classes")
-    for line in plan_lines(written, plans.reused):
-        print(f"  {line}")
-    return written
 
 
 def plan_lines(bundle: Bundle, reused: frozenset[str] = frozenset()) -> list[str]:
@@ -218,35 +134,6 @@ def _plan_line(bundle: Bundle, record: PlanRecord, old: bool) -> str:
         f"{record.device or target}, {record.precision}, batches {least} to {most} of {image}: "
         f"{state}"
     )
-
-
-def _bundle_at(path: Path) -> Bundle | None:
-    """The bundle there, if there is one that can be read."""
-    try:
-        return read_bundle(path) if is_bundle(path) else None
-    except OdinError:  # it will be replaced
-        return None
-
-
-class _Bar:
-    """A progress bar of the plan that is being built, on a terminal only."""
-
-    def __enter__(self) -> _Bar:
-        from tqdm import tqdm
-
-        layout = "{desc:<44}|{bar:30}|{percentage:3.0f} % {elapsed}"
-        self._bar = tqdm(total=1.0, bar_format=layout, leave=False, disable=None)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
-
-    def show(self, file: str, phase: str, share: float) -> None:
-        """Say how far the plan is."""
-        what = phase.lower() or ("start" if share < 0.5 else "finish")
-        self._bar.set_description_str(f"{file}: {what}"[:44], refresh=False)
-        self._bar.n = share
-        self._bar.refresh()
 
 
 def _shapes(text: str) -> dict[str, Shape]:
