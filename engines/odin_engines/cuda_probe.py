@@ -19,14 +19,60 @@ _NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE
 
 NO_DRIVER = f"no NVIDIA driver ({LIBRARY}) is found"
 _SMI = "look at nvidia-smi"
-# What mends the errors that cuInit gives in practice, by CUresult.
-_HINTS = {
-    3: "CUDA does not survive a fork: start processes by multiprocessing's method spawn",
-    34: "the CUDA toolkit's stub was found in its place: take its folder off LD_LIBRARY_PATH",
-    _NO_DEVICE: "look at nvidia-smi and CUDA_VISIBLE_DEVICES",
-    802: "start the service nvidia-fabricmanager, or wait until it is up",
-    803: "its library and its kernel module have different versions: restart the machine",
-    804: "this GPU needs the driver's own libcuda, not that of the compatibility package",
+_WHILE_CAPTURING = "neither wait nor allocate nor free while a graph is captured"
+_OF_THE_PRIMARY_CONTEXT = (
+    "give a stream that has not been destroyed, of the device's primary context; with pycuda "
+    "import pycuda.autoprimaryctx, not pycuda.autoinit"
+)
+# What mends the driver's errors, by name.
+REMEDIES = {
+    "CUDA_ERROR_OUT_OF_MEMORY": "use a smaller batch size, or free memory that other processes "
+    "hold (nvidia-smi lists them)",
+    "CUDA_ERROR_NOT_INITIALIZED": "CUDA does not survive a fork: open the driver in the process "
+    "that uses it, and start processes by multiprocessing's method spawn",
+    "CUDA_ERROR_STUB_LIBRARY": "the CUDA toolkit's stub was found in its place: take its folder "
+    "off LD_LIBRARY_PATH",
+    "CUDA_ERROR_NO_DEVICE": "look at nvidia-smi and CUDA_VISIBLE_DEVICES",
+    "CUDA_ERROR_INVALID_DEVICE": "give the number of a device that nvidia-smi lists",
+    "CUDA_ERROR_INVALID_IMAGE": "give a fat binary, a cubin or PTX; a damaged file has to be "
+    "installed again",
+    "CUDA_ERROR_INVALID_CONTEXT": _OF_THE_PRIMARY_CONTEXT,
+    "CUDA_ERROR_NO_BINARY_FOR_GPU": "the binary has no code for this device: rebuild the kernels "
+    "for its compute capability",
+    "CUDA_ERROR_UNSUPPORTED_PTX_VERSION": "the driver is older than the CUDA that compiled the "
+    "kernels: update the driver, or build the kernels with an nvcc no newer than the CUDA that "
+    "nvidia-smi shows",
+    "CUDA_ERROR_INVALID_HANDLE": _OF_THE_PRIMARY_CONTEXT,
+    "CUDA_ERROR_NOT_FOUND": "check the name against the binary's list (cuobjdump -elf); an older "
+    "binary has to be rebuilt",
+    "CUDA_ERROR_ILLEGAL_ADDRESS": "the process cannot use the device any more: restart it, and "
+    "run it under compute-sanitizer to find the access",
+    "CUDA_ERROR_LAUNCH_FAILED": "the process cannot use the device any more: restart it, and run "
+    "it under compute-sanitizer",
+    "CUDA_ERROR_SYSTEM_NOT_READY": "start the service nvidia-fabricmanager, or wait until it is up",
+    "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH": "its library and its kernel module have different "
+    "versions: restart the machine",
+    "CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE": "this GPU needs the driver's own libcuda, not "
+    "that of the compatibility package",
+    "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED": _WHILE_CAPTURING,
+    "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED": _WHILE_CAPTURING,
+    "CUDA_ERROR_STREAM_CAPTURE_IMPLICIT": "use streams of your own, not the default stream, while "
+    "a graph is captured",
+    "CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD": "end a capture in the thread that began it",
+    "CUDA_ERROR_STREAM_CAPTURE_UNJOINED": "let the captured stream wait for the other streams "
+    "before the capture ends",
+    "CUDA_ERROR_STREAM_CAPTURE_ISOLATION": "record the events that captured work waits for within "
+    "the capture",
+}
+# The names of those that cuInit gives in practice, should the library not tell them: a stub does
+# nothing but fail.
+_NAMES = {
+    3: "CUDA_ERROR_NOT_INITIALIZED",
+    34: "CUDA_ERROR_STUB_LIBRARY",
+    _NO_DEVICE: "CUDA_ERROR_NO_DEVICE",
+    802: "CUDA_ERROR_SYSTEM_NOT_READY",
+    803: "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH",
+    804: "CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE",
 }
 
 
@@ -117,12 +163,13 @@ def _call(cuda: ctypes.CDLL, function: str, *arguments: object) -> None:
 
 
 def _words(cuda: ctypes.CDLL, function: str, status: int) -> str:
-    hint = _HINTS.get(status, _SMI)
     if status == _NO_DEVICE:
-        return f"the NVIDIA driver shows no GPU ({hint})"
+        return f"the NVIDIA driver shows no GPU ({REMEDIES[_NAMES[status]]})"
     text = ctypes.c_char_p()
     cuda.cuGetErrorName(status, ctypes.byref(text))
-    name = (text.value or b"").decode(errors="replace") or f"error {status}"
+    told = (text.value or b"").decode(errors="replace")
+    name = told or _NAMES.get(status, f"error {status}")
+    hint = REMEDIES.get(name, _SMI)
     what = "does not start" if function == "cuInit" else f"fails in {function}"
     return f"the NVIDIA driver {what} ({name}; {hint})"
 

@@ -29,6 +29,7 @@ from odin_runtime.driver_resources import (
     OpenStreams,
     OwnedHostMemory,
     OwnedMemory,
+    Resource,
     close_after,
     close_all,
     own,
@@ -60,20 +61,11 @@ class CudaCoreDriver:
         self._device = self.call(f"opening device {device}", "cuDeviceGet", device)
         name = self.call("reading the device's name", "cuDeviceGetName", 256, self._device)
         self.device_name = name.split(b"\0")[0].decode(errors="replace")
-        self.compute_capability = (
-            self._attribute("CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR"),
-            self._attribute("CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR"),
-        )
-        self.multiprocessors = self._attribute("CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT")
         self._context = self.call(
             f"opening the primary context of device {device}",
             "cuDevicePrimaryCtxRetain",
             self._device,
         )
-
-    def _attribute(self, name: str) -> int:
-        which = getattr(self._cuda.CUdevice_attribute, name)
-        return int(self.call(f"reading {name}", "cuDeviceGetAttribute", which, self._device))
 
     def call(self, doing: str, function: str, *arguments: Any) -> Any:
         """Call a function of the driver API and return what it returns beside the status.
@@ -244,46 +236,18 @@ class CudaCoreDriver:
         close_after(raised[1], self.close)
 
 
-class CudaCoreHandle:
+class CudaCoreHandle(Resource):
     """Something with a handle that a function of the driver API destroys."""
 
-    what = ""
     destroyer = ""
 
     def __init__(self, driver: CudaCoreDriver, ledger: Ledger, handle: Any) -> None:
+        super().__init__(ledger, handle)
         self._driver = driver
-        self._ledger = ledger
-        self._handle = handle
-        ledger.add(self)
 
-    def check_open(self) -> None:
-        """Check that it has not been closed.
-
-        Raises:
-            OdinError: it has.
-        """
-        if self._handle is None:
-            raise OdinError(f"{self.what} is used after it was closed; close it later")
-
-    @property
-    def raw(self) -> Any:
-        """The handle.
-
-        Raises:
-            OdinError: it has been closed.
-        """
-        self.check_open()
-        return self._handle
-
-    def close(self) -> None:
-        """Destroy it; a second call does nothing."""
-        self.release()
-
-    def release(self) -> None:
-        """Destroy it."""
-        if self._ledger.remove(self):
-            handle, self._handle = self._handle, None
-            self._driver.within(f"closing {self.what}", self.destroyer, handle)
+    def _destroy(self, doing: str) -> None:
+        handle, self._raw = self._raw, None
+        self._driver.within(doing, self.destroyer, handle)
 
 
 class CudaCoreStream(CudaCoreHandle):
@@ -308,7 +272,7 @@ class CudaCoreStream(CudaCoreHandle):
     def settle(self) -> None:
         """Wait for the work, unless it is being captured: there is none to wait for then."""
         with self.lock:
-            if self._handle is not None:
+            if self._raw is not None:
                 with self._driver.current():
                     if not driver_reasons.is_capturing(self.handle):
                         self.synchronize()
@@ -325,7 +289,7 @@ class CudaCoreStream(CudaCoreHandle):
         """Destroy it if it is ours."""
         with self.lock:
             super().release()
-            self._handle = None
+            self._raw = None
 
     def wait(self, event: Event) -> None:
         """Let later work wait for the event."""

@@ -160,15 +160,11 @@ class Driver(Protocol):
     Attributes:
         name: "cuda-core" or "pycuda".
         device_name: as the driver tells it.
-        compute_capability: major and minor.
-        multiprocessors: of the device.
         has_graphs: whether `capture` works.
     """
 
     name: str
     device_name: str
-    compute_capability: tuple[int, int]
-    multiprocessors: int
     has_graphs: bool
 
     def current(self) -> AbstractContextManager[None]:

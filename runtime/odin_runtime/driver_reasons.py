@@ -10,7 +10,13 @@ from importlib import import_module, metadata
 from importlib.util import find_spec
 from typing import Any
 
-from odin_engines.cuda_probe import LIBRARY, OLDEST_DRIVERS, ask_driver, version_text
+from odin_engines.cuda_probe import (
+    LIBRARY,
+    OLDEST_DRIVERS,
+    REMEDIES,
+    ask_driver,
+    version_text,
+)
 from odin_engines.errors import OdinError
 
 # The kernels are compiled with CUDA 13; a driver runs what its own major version compiled.
@@ -39,51 +45,12 @@ PACKAGES = {
 # The least versions, as pyproject.toml has them.
 LEAST_PACKAGES = {"cuda-core": (1, 2), "pycuda": (2026, 1)}
 
-WHILE_CAPTURING = "neither wait nor allocate nor free while a graph is captured"
-OF_THE_PRIMARY_CONTEXT = (
-    "give a stream that has not been destroyed, of the device's primary context; with pycuda "
-    "import pycuda.autoprimaryctx, not pycuda.autoinit"
-)
-# By name of the error: what to do.
-REMEDIES = {
-    "CUDA_ERROR_OUT_OF_MEMORY": "use a smaller batch size, or free memory that other processes "
-    "hold (nvidia-smi lists them)",
-    "CUDA_ERROR_NOT_INITIALIZED": "CUDA does not survive a fork: open the driver in the process "
-    "that uses it, and start processes by multiprocessing's method spawn",
-    "CUDA_ERROR_NO_DEVICE": "check that nvidia-smi lists a device and that CUDA_VISIBLE_DEVICES "
-    "does not hide it",
-    "CUDA_ERROR_INVALID_DEVICE": "give the number of a device that nvidia-smi lists",
-    "CUDA_ERROR_NO_BINARY_FOR_GPU": "the binary has no code for this device: rebuild the kernels "
-    "for its compute capability",
-    "CUDA_ERROR_UNSUPPORTED_PTX_VERSION": "the driver is older than the CUDA that compiled the "
-    "kernels: update the driver, or build the kernels with an nvcc no newer than the CUDA that "
-    "nvidia-smi shows",
-    "CUDA_ERROR_INVALID_CONTEXT": OF_THE_PRIMARY_CONTEXT,
-    "CUDA_ERROR_INVALID_HANDLE": OF_THE_PRIMARY_CONTEXT,
-    "CUDA_ERROR_INVALID_IMAGE": "give a fat binary, a cubin or PTX; a damaged file has to be "
-    "installed again",
-    "CUDA_ERROR_NOT_FOUND": "check the name against the binary's list (cuobjdump -elf); an older "
-    "binary has to be rebuilt",
-    "CUDA_ERROR_ILLEGAL_ADDRESS": "the process cannot use the device any more: restart it, and "
-    "run it under compute-sanitizer to find the access",
-    "CUDA_ERROR_LAUNCH_FAILED": "the process cannot use the device any more: restart it, and run "
-    "it under compute-sanitizer",
-    "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH": "the kernel module and libcuda.so.1 are of different "
-    "versions: restart the machine after an update of the driver",
-    "CUDA_ERROR_STUB_LIBRARY": "libcuda.so.1 is the toolkit's stub: take its folder out of "
-    "LD_LIBRARY_PATH",
-    "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED": WHILE_CAPTURING,
-    "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED": WHILE_CAPTURING,
-    "CUDA_ERROR_STREAM_CAPTURE_IMPLICIT": "use streams of your own, not the default stream, while "
-    "a graph is captured",
-    "CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD": "end a capture in the thread that began it",
-    "CUDA_ERROR_STREAM_CAPTURE_UNJOINED": "let the captured stream wait for the other streams "
-    "before the capture ends",
-    "CUDA_ERROR_STREAM_CAPTURE_ISOLATION": "record the events that captured work waits for within "
-    "the capture",
-}
 MOST_CODES = 1000  # CUresult goes up to 999, "unknown"
 OTHERWISE = "look the error up in the CUDA driver API's documentation"
+
+
+class OutOfMemory(OdinError):
+    """CUDA has no room for an allocation."""
 
 
 @dataclass(frozen=True)
@@ -236,4 +203,5 @@ def names_by_text() -> dict[str, str]:
 
 def failure(doing: str, name: str, text: str) -> OdinError:
     """Return the error for a failed call: what was being done, CUDA's name for it, the remedy."""
-    return OdinError(f"{doing} failed: {name} ({text}); {REMEDIES.get(name, OTHERWISE)}")
+    kind = OutOfMemory if name == "CUDA_ERROR_OUT_OF_MEMORY" else OdinError
+    return kind(f"{doing} failed: {name} ({text}); {REMEDIES.get(name, OTHERWISE)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import threading
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
@@ -59,6 +60,54 @@ class Ledger:
             except OdinError as error:
                 errors.append(error)
         return errors
+
+
+class Resource(ABC):
+    """Something of CUDA's that a driver has handed out, and that is destroyed once.
+
+    Attributes:
+        what: it is, with an article, for messages.
+    """
+
+    what = ""
+
+    def __init__(self, ledger: Ledger, raw: Any) -> None:
+        """Take over what the driver's package knows it by."""
+        self._ledger = ledger
+        self._raw = raw  # None once it is destroyed
+        ledger.add(self)
+
+    def check_open(self) -> None:
+        """Check that it has not been closed.
+
+        Raises:
+            OdinError: it has.
+        """
+        if self._raw is None:
+            raise OdinError(f"{self.what} is used after it was closed; close it later")
+
+    @property
+    def raw(self) -> Any:
+        """What the driver's package knows it by.
+
+        Raises:
+            OdinError: it has been closed.
+        """
+        self.check_open()
+        return self._raw
+
+    def close(self) -> None:
+        """Destroy it; a second call does nothing."""
+        self.release()
+
+    def release(self) -> None:
+        """Destroy it, without waiting."""
+        if self._ledger.remove(self):
+            self._destroy(f"closing {self.what}")
+
+    @abstractmethod
+    def _destroy(self, doing: str) -> None:
+        """Destroy it and set `_raw` to None; `doing` says it, for an error."""
 
 
 class OpenStreams:

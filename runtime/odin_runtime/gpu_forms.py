@@ -86,12 +86,10 @@ class Form(Protocol):
     Attributes:
         limits: the images that it takes, (N, C, H, W).
         raw_only: whether only raw images will do.
-        several: whether it takes several magnitudes at once.
     """
 
     limits: Limits
     raw_only: bool
-    several: bool
 
     def check(self, temperature: float, magnitudes: Sequence[float]) -> None:
         """Raise OdinError if the plans have another temperature or magnitude built in."""
@@ -154,9 +152,11 @@ class Shared:
             self._plans = {}
 
     def images_bytes(self) -> int:
+        """Bytes of the largest batch of float32 images."""
         return FLOAT * math.prod(self.limits.maximum)
 
     def common_sizes(self, rows: int) -> dict[str, int]:
+        """Bytes of the memory that both forms work in, by part, for results of so many rows."""
         most = self.limits.maximum[0]
         return {
             "normalised": self.images_bytes(),
@@ -245,23 +245,26 @@ class Shared:
 
 
 def image_shape(job: Job, spec: Spec, raw: bool = False) -> Shape:
+    """A job's images as a plan takes them: (N, H, W, C) if `raw`, else (N, C, H, W)."""
     if raw:
         return (job.count, job.height, job.width, spec.channels)
     return (job.count, spec.channels, job.height, job.width)
 
 
-def check_built_in(spec: Spec, name: str, value: float, flags: str) -> None:
-    own = getattr(spec, name)
-    if float(value) != float(own) and abs(value - own) > 1e-7 * abs(own):
-        raise OdinError(
-            f"the plans have {name} {own:g} built in, not {value:g}; export the bundle with "
-            f"--{name} {value:g}, or with {flags}"
-        )
-
-
 def check_tensors(
     plan: Plan, tensors: Mapping[str, Tensor], names: Sequence[str], dtypes: Sequence[str]
 ) -> None:
+    """Check the inputs or the outputs of a plan.
+
+    Args:
+        plan: whose they are.
+        tensors: its inputs or its outputs, by name.
+        names: all that they have to be.
+        dtypes: that each of them may have.
+
+    Raises:
+        OdinError: there are others, or one has another type.
+    """
     if set(tensors) != set(names):
         raise OdinError(
             f"{plan.file} has {', '.join(tensors)} where {', '.join(names)} is wanted; export the "

@@ -14,10 +14,10 @@ from odin_runtime.gpu_forms import (
     Job,
     Places,
     Shared,
-    check_built_in,
     check_tensors,
     image_shape,
 )
+from odin_runtime.settings import check_built_in
 
 if TYPE_CHECKING:
     from odin_engines.plan import Plan
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 class Fused(Shared):
     """One plan, images to scores."""
-
-    several = False
 
     def __init__(self, device: Device, plan: Plan) -> None:
         """Take the plan of odin.onnx.
@@ -51,8 +49,9 @@ class Fused(Shared):
             )
         spec = self.device.spec
         if not spec.tunable:
-            check_built_in(spec, "temperature", temperature, "--tunable")
-            check_built_in(spec, "magnitude", magnitudes[0], "--tunable, or open its split plans")
+            check_built_in(spec, "temperature", temperature)
+            flags = "--tunable, or open its split plans"
+            check_built_in(spec, "magnitude", magnitudes[0], flags=flags)
 
     def kernel_temperature(self, temperature: float) -> float:
         """0: the temperature is the plan's."""

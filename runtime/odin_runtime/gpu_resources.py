@@ -12,16 +12,17 @@ import numpy as np
 
 from odin_engines.errors import OdinError
 from odin_engines.plan_records import Limits, shape_text
-from odin_engines.spec import LEAST_TEMPERATURE, MOST, Spec
+from odin_engines.spec import Spec
 from odin_runtime.driver import Driver, Event, Stream
 from odin_runtime.driver_memory import ResultHeap
-from odin_runtime.driver_reasons import refuse_capturing
+from odin_runtime.driver_reasons import OutOfMemory, refuse_capturing
 from odin_runtime.gpu_arrays import DeviceImages
 from odin_runtime.gpu_buffers import MOST_MAGNITUDES, OutputLayout, Regions, Slot, constants
 from odin_runtime.gpu_forms import Device, Form, Job, Places
 from odin_runtime.gpu_graphs import Direct, Graphs, bucket
 from odin_runtime.gpu_results import ResultPool
 from odin_runtime.kernels import Kernels
+from odin_runtime.settings import check_range
 
 SLOTS = 2
 Images = np.ndarray | DeviceImages
@@ -72,7 +73,9 @@ class Resources:
             spec: of the bundle.
             make_form: Fused or Split with its plans.
             device: the number of the driver's device.
-            graphs: whether batches that come again become CUDA graphs; None where the driver can.
+            graphs: whether batches of a size that comes again are replayed as CUDA graphs. None:
+                where the driver (cuda-core) and TensorRT can; a warning says once where TensorRT
+                cannot. True: an error where they cannot. Images on the device always run directly.
             batch_size: the most images at once; None takes the largest batch that the plans take.
 
         Raises:
@@ -159,15 +162,7 @@ class Resources:
         request = Request(spec.temperature if temperature is None else float(temperature), chosen)
         if not 1 <= len(chosen) <= MOST_MAGNITUDES // 2:
             raise OdinError(f"{len(chosen)} magnitudes: give 1 to {MOST_MAGNITUDES // 2}")
-        for name, least, values in (
-            ("temperature", LEAST_TEMPERATURE, (request.temperature,)),
-            ("magnitude", 0.0, chosen),
-        ):
-            wrong = [value for value in values if not least <= value <= MOST]
-            if wrong:
-                raise OdinError(
-                    f"{name} is {wrong[0]}; it has to be a number from {least:g} to {MOST:g}"
-                )
+        check_range(request.temperature, chosen)
         self._form.check(request.temperature, chosen)
         return request
 
@@ -190,9 +185,19 @@ class Resources:
         self._free_work()
         for slot in self._slots:
             slot.grow(OutputLayout(self._form.limits.maximum[0], rows).size)
-        self._work = Regions(self.driver, self._form.work_sizes(rows))
+        self._work = self._regions(rows)
         self._graphs.forget(self._work)
         self._rows = rows
+
+    def _regions(self, rows: int) -> Regions:
+        sizes = self._form.work_sizes(rows)
+        try:
+            return Regions(self.driver, sizes)
+        except OutOfMemory as error:
+            raise OutOfMemory(
+                f"{error}; {sizes['plans']} of the bytes are for the layers of the plans, whatever "
+                "batch_size is: to need fewer, build the plans again with a smaller --maxShapes"
+            ) from error
 
     def _free_work(self) -> None:
         work, self._work = self._work, None

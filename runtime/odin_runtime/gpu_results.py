@@ -7,6 +7,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -244,3 +245,23 @@ class DeviceArray:
         return gpu_dlpack.exported(
             self._memory, self.pointer, self.shape, self.dtype, device, versioned=versioned
         )
+
+
+@dataclass(frozen=True)
+class DeviceScores:
+    """What `Scorer.score_on_device` returns: as `odin_runtime.Scores`, with arrays on the device.
+
+    Attributes:
+        score: ODIN score, float32 (N,); (magnitudes, N) where several were asked for.
+        baseline: largest softmax probability, float32 (N,).
+        label: the predicted class, int64 (N,).
+        extra: the bundle's further scores, float32 (N,) each, by name.
+    """
+
+    score: DeviceArray
+    baseline: DeviceArray
+    label: DeviceArray
+    extra: dict[str, DeviceArray] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.label)

@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -32,16 +32,14 @@ from odin_runtime.gpu_arrays import (
 )
 from odin_runtime.gpu_forms import Device, Form
 from odin_runtime.gpu_fused import Fused
+from odin_runtime.gpu_options import FormName, GpuOptions
 from odin_runtime.gpu_pipeline import Pipeline
 from odin_runtime.gpu_results import DeviceArray
 from odin_runtime.gpu_split import Split
 from odin_runtime.kernels import fat_binary
-from odin_runtime.scorer import GpuOptions
 
 if TYPE_CHECKING:
     from odin_engines.plan import Plan
-
-FormName = Literal["auto", "fused", "split"]
 
 
 def choose_form(bundle: Bundle, engine: str, form: FormName = "auto") -> str:
@@ -90,23 +88,6 @@ class GpuSession:
         self.pipeline = pipeline
         self.form = form
         self._close = weakref.finalize(self, _close, driver, pipeline)
-
-    def run(self, feeds: Any) -> dict[str, Any]:
-        """Score one batch of the host as other engines do.
-
-        Args:
-            feeds: `images`, and `temperature` and `magnitude` where they are not the bundle's.
-
-        Returns:
-            `score`, `baseline`, `label` and further scores, (N,).
-        """
-        temperature, magnitude = feeds.get("temperature"), feeds.get("magnitude")
-        results = self.pipeline.score(
-            feeds["images"],
-            temperature=None if temperature is None else float(temperature),
-            magnitudes=None if magnitude is None else [float(magnitude)],
-        )
-        return results | {"score": results["score"][0]}
 
     def placed(self, images: Any, stream: Any = None) -> Any:
         """Images of the host as they are, those of the device as DeviceImages.

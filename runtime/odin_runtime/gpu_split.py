@@ -14,10 +14,10 @@ from odin_runtime.gpu_forms import (
     Job,
     Places,
     Shared,
-    check_built_in,
     check_tensors,
     image_shape,
 )
+from odin_runtime.settings import check_built_in
 
 if TYPE_CHECKING:
     from odin_engines.plan import Plan
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 class Split(Shared):
     """Gradient and forward plan with kernels between them: one gradient for many magnitudes."""
 
-    several = True
     raw_only = False
 
     def __init__(self, device: Device, plans: Mapping[str, Plan]) -> None:
@@ -52,7 +51,7 @@ class Split(Shared):
     def check(self, temperature: float, magnitudes: Sequence[float]) -> None:
         """Check that the plans can take these; any magnitude will do."""
         if not self.device.spec.tunable:
-            check_built_in(self.device.spec, "temperature", temperature, "--tunable")
+            check_built_in(self.device.spec, "temperature", temperature)
 
     def kernel_temperature(self, temperature: float) -> float:
         """The kernels have it as an argument."""

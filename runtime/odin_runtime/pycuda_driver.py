@@ -69,9 +69,6 @@ class PycudaDriver:
         with self.telling(f"opening device {device}"):
             opened = self.cuda.Device(device)
             self.device_name: str = opened.name()
-            self.compute_capability: tuple[int, int] = opened.compute_capability()
-            which = self.cuda.device_attribute.MULTIPROCESSOR_COUNT
-            self.multiprocessors: int = opened.get_attribute(which)
         doing = f"opening the primary context of device {device}"
         self._kept = KeptContext(doing, device)
         try:
@@ -183,20 +180,20 @@ class PycudaDriver:
         if size:
             source = (ctypes.c_uint8 * size).from_address(host)
             with self._turn(f"copying {size} bytes to the device", stream) as queue:
-                self.cuda.memcpy_htod_async(device, source, queue.inner)
+                self.cuda.memcpy_htod_async(device, source, queue.raw)
 
     def copy_to_host(self, host: int, device: int, size: int, stream: Stream) -> None:
         """Queue a copy."""
         if size:
             target = (ctypes.c_uint8 * size).from_address(host)
             with self._turn(f"copying {size} bytes from the device", stream) as queue:
-                self.cuda.memcpy_dtoh_async(target, device, queue.inner)
+                self.cuda.memcpy_dtoh_async(target, device, queue.raw)
 
     def copy_on_device(self, to: int, source: int, size: int, stream: Stream) -> None:
         """Queue a copy."""
         if size:
             with self._turn(f"copying {size} bytes on the device", stream) as queue:
-                self.cuda.memcpy_dtod_async(to, source, size, queue.inner)
+                self.cuda.memcpy_dtod_async(to, source, size, queue.raw)
 
     def load(self, image: bytes) -> PycudaModule:
         """Load a fat binary, a cubin or PTX."""
@@ -218,7 +215,7 @@ class PycudaDriver:
         scalars = launch_arguments(kernel.name, arguments)
         doing = f"launching {kernel.name} on {grid} blocks of {block} threads"
         with self._turn(doing, stream) as queue:
-            work.function(*scalars, grid=(grid, 1), block=(block, 1, 1), stream=queue.inner)
+            work.function(*scalars, grid=(grid, 1), block=(block, 1, 1), stream=queue.raw)
 
     def capture(self, stream: Stream) -> AbstractContextManager[Any]:
         """Refuse: pycuda has no graphs.

@@ -7,59 +7,29 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from odin_engines.errors import OdinError
 from odin_runtime import driver_reasons
 from odin_runtime.driver import Event, Stream
-from odin_runtime.driver_resources import Ledger, own
+from odin_runtime.driver_resources import Ledger, Resource, own
 from odin_runtime.pycuda_bridge import order, synchronize
 
 if TYPE_CHECKING:
     from odin_runtime.pycuda_driver import PycudaDriver
 
 
-class PycudaObject:
+class PycudaObject(Resource):
     """An object of pycuda's, which CUDA's is destroyed with.
 
     So nothing but this may hold it, not even a variable of a function: the traceback of an error
     would keep it alive beyond its context.
     """
 
-    what = ""
-
-    def __init__(self, driver: PycudaDriver, ledger: Ledger, inner: Any) -> None:
+    def __init__(self, driver: PycudaDriver, ledger: Ledger, raw: Any) -> None:
+        super().__init__(ledger, raw)
         self._driver = driver
-        self._ledger = ledger
-        self._inner = inner
-        ledger.add(self)
 
-    def check_open(self) -> None:
-        """Check that it has not been closed.
-
-        Raises:
-            OdinError: it has.
-        """
-        if self._inner is None:
-            raise OdinError(f"{self.what} is used after it was closed; close it later")
-
-    @property
-    def inner(self) -> Any:
-        """pycuda's object.
-
-        Raises:
-            OdinError: it has been closed.
-        """
-        self.check_open()
-        return self._inner
-
-    def close(self) -> None:
-        """Destroy it; a second call does nothing."""
-        self.release()
-
-    def release(self) -> None:
-        """Destroy it, in its context."""
-        if self._ledger.remove(self):
-            with self._driver.within(f"closing {self.what}"):
-                self._inner = None
+    def _destroy(self, doing: str) -> None:
+        with self._driver.within(doing):
+            self._raw = None
 
 
 class PycudaStream(PycudaObject):
@@ -67,15 +37,15 @@ class PycudaStream(PycudaObject):
 
     what = "a stream"
 
-    def __init__(self, driver: PycudaDriver, ledger: Ledger, inner: Any) -> None:
-        super().__init__(driver, ledger, inner)
+    def __init__(self, driver: PycudaDriver, ledger: Ledger, raw: Any) -> None:
+        super().__init__(driver, ledger, raw)
         # Against closing it while another thread, that frees memory, waits for it.
         self._lock = threading.RLock()
 
     @property
     def handle(self) -> int:
         """The CUstream."""
-        return int(self.inner.handle)
+        return int(self.raw.handle)
 
     @contextmanager
     def turn(self) -> Iterator[None]:
@@ -85,10 +55,10 @@ class PycudaStream(PycudaObject):
     def settle(self) -> None:
         """Wait for our work, unless it is being captured: there is none to wait for then."""
         with self._lock:
-            if self._inner is not None:
+            if self._raw is not None:
                 with self._driver.within("waiting for a stream's work"):
-                    if not driver_reasons.is_capturing(self.inner.handle):
-                        self.inner.synchronize()
+                    if not driver_reasons.is_capturing(self.raw.handle):
+                        self.raw.synchronize()
 
     def close(self) -> None:
         """Wait for the work and destroy the stream; a second call does nothing."""
@@ -106,19 +76,19 @@ class PycudaStream(PycudaObject):
         """Let later work wait for the event."""
         awaited = own(event, PycudaEvent)
         with self._driver.within("waiting for an event"), self.turn():
-            self.inner.wait_for_event(awaited.inner)
+            self.raw.wait_for_event(awaited.raw)
 
     def synchronize(self) -> None:
         """Wait on the host."""
         with self._driver.within("waiting for a stream's work"):
-            self.inner.synchronize()
+            self.raw.synchronize()
 
 
 class PycudaForeignStream(PycudaStream):
-    """The caller's stream; `inner` is ours, on which its work is queued."""
+    """The caller's stream; `raw` is ours, on which its work is queued."""
 
-    def __init__(self, driver: PycudaDriver, ledger: Ledger, inner: Any, foreign: int) -> None:
-        super().__init__(driver, ledger, inner)
+    def __init__(self, driver: PycudaDriver, ledger: Ledger, raw: Any, foreign: int) -> None:
+        super().__init__(driver, ledger, raw)
         self._foreign = foreign
 
     @property
@@ -129,9 +99,9 @@ class PycudaForeignStream(PycudaStream):
     @contextmanager
     def turn(self) -> Iterator[None]:
         """Work starts after what the foreign stream holds, which then waits for the work."""
-        order(self._foreign, int(self.inner.handle))
+        order(self._foreign, int(self.raw.handle))
         yield
-        order(int(self.inner.handle), self._foreign)
+        order(int(self.raw.handle), self._foreign)
 
     def synchronize(self) -> None:
         """Wait on the host, for the caller's own work too."""
@@ -153,17 +123,17 @@ class PycudaEvent(PycudaObject):
         """Mark the end of what the stream holds."""
         queue = own(stream, PycudaStream)
         with self._driver.within("recording an event"), queue.turn():
-            self.inner.record(queue.inner)
+            self.raw.record(queue.raw)
 
     def synchronize(self) -> None:
         """Wait on the host."""
         with self._driver.within("waiting for an event"):
-            self.inner.synchronize()
+            self.raw.synchronize()
 
     def elapsed_ms(self, since: Event) -> float:
         """Milliseconds on the device."""
         with self._driver.within("measuring the time between two events"):
-            return float(self.inner.time_since(own(since, PycudaEvent).inner))
+            return float(self.raw.time_since(own(since, PycudaEvent).raw))
 
 
 class PycudaKernel:
@@ -197,14 +167,14 @@ class PycudaModule(PycudaObject):
 
     what = "a module"
 
-    def __init__(self, driver: PycudaDriver, ledger: Ledger, inner: Any) -> None:
-        super().__init__(driver, ledger, inner)
+    def __init__(self, driver: PycudaDriver, ledger: Ledger, raw: Any) -> None:
+        super().__init__(driver, ledger, raw)
         self._kernels: list[PycudaKernel] = []
 
     def kernel(self, name: str) -> PycudaKernel:
         """Return an exported kernel."""
         with self._driver.within(f"looking for kernel {name}"):
-            kernel = PycudaKernel(name, self, self.inner.get_function(name))
+            kernel = PycudaKernel(name, self, self.raw.get_function(name))
         self._kernels.append(kernel)
         return kernel
 

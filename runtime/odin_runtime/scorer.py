@@ -13,15 +13,17 @@ from odin_engines import engine as engines
 from odin_engines.bundle import ODIN, Bundle, read_bundle
 from odin_engines.engine import Session
 from odin_engines.errors import OdinError
-from odin_engines.spec import LEAST_TEMPERATURE, MOST, Precision, Spec
+from odin_engines.spec import Precision, Spec
+from odin_runtime.gpu_options import PLAN_ENGINES, FormName, GpuOptions, check_options
+from odin_runtime.settings import check_built_in, check_range
 
 if TYPE_CHECKING:
-    from odin_runtime.gpu_scorer import FormName, GpuSession
+    from odin_runtime.gpu_results import DeviceScores
+    from odin_runtime.gpu_scorer import GpuSession
 
 # On a CPU, batches beyond this are no faster: their activations leave the cache.
 DEFAULT_BATCH = 16
 DEFAULT_MEMORY = 2 << 30
-PLAN_ENGINES = ("trt", "rtx")
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,6 @@ class Scores:
         label: the predicted class, int64 (N,).
         extra: the further scores that the bundle was exported with (--scores), float32 (N,) each,
             by name.
-
-    From `Scorer.score_on_device` they are `gpu_results.DeviceArray`.
     """
 
     score: np.ndarray
@@ -50,17 +50,6 @@ class Scores:
         """Those of the first `count` images."""
         extra = {name: values[:count] for name, values in self.extra.items()}
         return Scores(self.score[..., :count], self.baseline[:count], self.label[:count], extra)
-
-
-@dataclass(frozen=True)
-class GpuOptions:
-    """How engines "trt" and "rtx" open a bundle: see `Scorer.open`."""
-
-    form: FormName = "auto"
-    driver: str = "auto"
-    device: int = 0
-    graphs: bool | None = None
-    batch_size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -82,7 +71,7 @@ class Scorer:
     bundle: Bundle
     engine: str
     precision: Precision
-    session: Session
+    session: Session | GpuSession
     input_type: str
     batch_size: int
     memory: int
@@ -115,7 +104,8 @@ class Scorer:
                 "torch": PyTorch autograd on the CPU, the reference.
             precision: None takes the bundle's. A bundle exported with --precision fp16 or bf16
                 has that one alone; of any other, "openvino" makes "fp32" or "bf16".
-            threads: of the engine; None leaves it to the engine.
+            threads: of "openvino", "ort" and the CPU's part of "ort-cuda" and "ort-trt"; None
+                leaves it to the engine. Engine "torch" goes by torch.set_num_threads.
             network: for engine "torch" alone: the PyTorch network, which a bundle does not hold.
             batch_size: the most images given to the engine at once; None takes 16, and with "trt"
                 and "rtx", whose memory is made for it, the largest batch of the plans.
@@ -128,8 +118,9 @@ class Scorer:
                 ones, else fused; the other one if plans are missing.
             driver: "cuda-core", "pycuda", or "auto" for the first that works.
             device: number of the GPU, as CUDA_VISIBLE_DEVICES leaves it.
-            graphs: whether batches of a size that comes again are replayed as CUDA graphs; None
-                where the driver can (cuda-core).
+            graphs: whether batches of a size that comes again are replayed as CUDA graphs. None:
+                where the driver (cuda-core) and TensorRT can; a warning says once where TensorRT
+                cannot. True: an error where they cannot. Images on the device always run directly.
 
         Raises:
             OdinError: the bundle is missing, damaged or newer than this version; the engine is
@@ -143,11 +134,8 @@ class Scorer:
         options = GpuOptions(form, driver, device, graphs, batch_size)
         precision = precision or opened.spec.precision
         name = engines.resolve(engine, precision)
-        if name not in PLAN_ENGINES and options != GpuOptions(batch_size=batch_size):
-            raise OdinError(
-                f"form, driver, device and graphs are options of engines trt and rtx, not of {name}"
-                "; leave them out, or open the bundle's plans with one of these"
-            )
+        check_options(name, options, threads, network)
+        session: Session | GpuSession
         if name == "torch":
             session, input_type = _reference(opened.spec, precision, network), "float32"
         else:
@@ -158,8 +146,8 @@ class Scorer:
             if name in PLAN_ENGINES:
                 from odin_runtime.gpu_scorer import open_gpu
 
-                gpu = open_gpu(opened, name, options)
-                session, batch_size = gpu, gpu.pipeline.batch_size
+                session = open_gpu(opened, name, options)
+                batch_size = session.pipeline.batch_size
             else:
                 session = engines.open_graph(name, opened.file(ODIN), precision, threads)
         size = DEFAULT_BATCH if batch_size is None else batch_size
@@ -188,7 +176,8 @@ class Scorer:
                 --tunable, or the torch engine; split plans take any magnitude.
             magnitudes: several at once, in place of `magnitude`, at most 512; for split plans
                 alone.
-            progress: called after each chunk with its number of images.
+            progress: called after each chunk with its number of images; for an array on the device
+                once, with N.
 
         Raises:
             OdinError: the images have another type, layout or size, or the bundle is not tunable.
@@ -199,7 +188,7 @@ class Scorer:
             placed = gpu.placed(images)
             _check_placed(placed, self.spec)
             results = gpu.score(placed, temperature, wanted, progress)
-            return self._gpu_scores(results, several=magnitudes is not None)
+            return Scores(**self._fields(results, several=magnitudes is not None))
         if magnitudes is not None:
             raise OdinError(
                 f"engine {self.engine} takes one magnitude at a time: score once for each, or use "
@@ -207,11 +196,12 @@ class Scorer:
             )
         check_images(images, self.spec)
         scalars = self.tuning(temperature, magnitude)
+        session = cast("Session", self.session)
         parts = []
         size = self._chunk_size(images)
         for start in range(0, len(images), size):
             chunk = self._network_input(images[start : start + size])
-            outputs = self.session.run({"images": chunk, **scalars})
+            outputs = session.run({"images": chunk, **scalars})
             _check_rows(outputs, chunk, self.bundle)
             parts.append(_with_nan(outputs, chunk))
             if progress:
@@ -231,7 +221,7 @@ class Scorer:
         temperature: float | None = None,
         magnitude: float | None = None,
         magnitudes: Sequence[float] | None = None,
-    ) -> Scores:
+    ) -> DeviceScores:
         """Queue scoring images that lie on the GPU, without a copy; returns before it is done.
 
         It comes after what `stream` holds now, and what comes to `stream` later finds the scores,
@@ -245,7 +235,7 @@ class Scorer:
             temperature, magnitude, magnitudes: as `score`.
 
         Returns:
-            Arrays on the device (`gpu_results.DeviceArray`), which others take as theirs:
+            Arrays on the device (`gpu_results.DeviceScores`), which others take as theirs:
             torch.from_dlpack(scores.score), cupy.asarray(scores.score). They last until they and
             what was taken from them are dropped, also beyond the scorer.
 
@@ -258,19 +248,21 @@ class Scorer:
                 f"engine {self.engine} takes images of the host: use score(), or open the bundle's "
                 "plans with engine trt or rtx"
             )
+        from odin_runtime.gpu_results import DeviceScores
+
         gpu = cast("GpuSession", self.session)
         wanted = _wanted_magnitudes(magnitude, magnitudes)
         placed = gpu.placed(images, stream)
         _check_placed(placed, self.spec)
         results = gpu.score_on_device(placed, stream, temperature, wanted)
-        return self._gpu_scores(results, several=magnitudes is not None)
+        return DeviceScores(**self._fields(results, several=magnitudes is not None))
 
-    def _gpu_scores(self, results: dict[str, Any], several: bool) -> Scores:
-        score = results["score"]
+    def _fields(self, results: dict[str, Any], several: bool) -> dict[str, Any]:
+        """The fields of Scores or DeviceScores, from what a GpuSession gives."""
+        fields = {name: results[name] for name in ("score", "baseline", "label")}
         if not several:
-            score = score[0]
-        extra = {name: results[name] for name in self._extra_names()}
-        return Scores(score, results["baseline"], results["label"], extra)
+            fields["score"] = results["score"][0]
+        return fields | {"extra": {name: results[name] for name in self._extra_names()}}
 
     def close(self) -> None:
         """Free what the engine holds on a GPU; a second call does nothing."""
@@ -291,23 +283,15 @@ class Scorer:
             OdinError: they are out of range, or the bundle has others built in.
         """
         asked = {"temperature": temperature, "magnitude": magnitude}
-        if not self.spec.tunable and self.engine != "torch":
-            for name, value in asked.items():
-                if value is not None and np.float32(value) != np.float32(getattr(self.spec, name)):
-                    raise OdinError(
-                        f"bundle {self.bundle.path} has {name} {getattr(self.spec, name):g} built "
-                        f"in, not {value:g}; export it with --{name} {value:g}, or with --tunable"
-                    )
-            return {}
         values = {
             name: float(getattr(self.spec, name) if value is None else value)
             for name, value in asked.items()
         }
-        for name, least in (("temperature", LEAST_TEMPERATURE), ("magnitude", 0)):
-            if not least <= values[name] <= MOST:
-                raise OdinError(
-                    f"{name} is {values[name]}; it has to be a number from {least:g} to {MOST:g}"
-                )
+        check_range(values["temperature"], [values["magnitude"]])
+        if not self.spec.tunable and self.engine != "torch":
+            for name, value in values.items():
+                check_built_in(self.spec, name, value, owner=f"bundle {self.bundle.path} has")
+            return {}
         return {name: np.array(value, np.float32) for name, value in values.items()}
 
     def _extra_names(self) -> tuple[str, ...]:

@@ -49,8 +49,6 @@ def copies(double: Double, name: str) -> dict[str, Any]:
         return {
             "same": bool((back == values).all()),
             "name": [driver.name, driver.device_name],
-            "capability": driver.compute_capability,
-            "multiprocessors": driver.multiprocessors,
         }
 
 
@@ -59,8 +57,6 @@ def test_copies_arrive(scenario: Callable[..., Seen], driver_name: str, seed: in
     seen = scenario(copies, seed=seed)
     assert seen.result["same"]
     assert seen.result["name"] == [driver_name, "odin test double, not a GPU"]
-    assert seen.result["capability"] == [9, 0]
-    assert seen.result["multiprocessors"] == 4
     assert seen.errors == seen.leaks == []
     assert [line.split()[0] for line in seen.runs()] == ["copy", "copy"]
     transfers = [line for line in seen.log if line.startswith("call cuMemcpy")]

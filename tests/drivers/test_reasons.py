@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from drivers.double_library import Double
 from drivers.fixtures import Seen, skip_without
 from drivers.test_memory import error_of
+from odin_engines.cuda_probe import _NAMES, REMEDIES
 from odin_engines.errors import OdinError
 from odin_runtime import driver_reasons
 from odin_runtime.driver import DRIVERS, open_driver
@@ -115,12 +117,21 @@ def test_old_packages(monkeypatch: pytest.MonkeyPatch, version: str, cause: str 
 
 
 def test_what_errors_ask_for() -> None:
-    remedies = driver_reasons.REMEDIES
-    ptx = remedies["CUDA_ERROR_UNSUPPORTED_PTX_VERSION"]
+    ptx = REMEDIES["CUDA_ERROR_UNSUPPORTED_PTX_VERSION"]
     assert "580" not in ptx  # which may be installed
     assert "build the kernels with an nvcc no newer than the CUDA that nvidia-smi shows" in ptx
     for name in ("CUDA_ERROR_INVALID_CONTEXT", "CUDA_ERROR_INVALID_HANDLE"):
-        assert "pycuda.autoprimaryctx, not pycuda.autoinit" in remedies[name]
+        assert "pycuda.autoprimaryctx, not pycuda.autoinit" in REMEDIES[name]
+
+
+def test_remedies_are_of_cudas_errors() -> None:
+    skip_without("cuda-core")
+    known = import_module("cuda.bindings.driver").CUresult.__members__
+    assert REMEDIES.keys() <= known.keys()
+    assert {name: int(known[name]) for name in _NAMES.values()} == {
+        name: code for code, name in _NAMES.items()
+    }
+    assert set(_NAMES.values()) <= REMEDIES.keys()
 
 
 def refusal(double: Double, name: str) -> str:
@@ -133,6 +144,7 @@ def refusal(double: Double, name: str) -> str:
         ({"init_error": 100}, "the NVIDIA driver shows no GPU (look at nvidia-smi and CUDA_VI"),
         ({"devices": 0}, "the NVIDIA driver shows no GPU (look at nvidia-smi and CUDA_VISIBLE_"),
         ({"init_error": 803}, "the NVIDIA driver does not start (CUDA_ERROR_SYSTEM_DRIVER_MISMA"),
+        ({"init_error": 804}, "the NVIDIA driver does not start (CUDA_ERROR_COMPAT_NOT_SUPPORTED"),
         ({"driver_version": 12080}, "NVIDIA's driver takes CUDA 12.8, and the kernels need 13.0"),
     ],
 )

@@ -273,7 +273,7 @@ def through_the_scorer(double: Double, name: str) -> list[Any]:
         placed, both = WithInterface(array), [0.01, 0.02]
         on_gpu = scorer.score_on_device(placed, stream=theirs, magnitudes=both)
         scores = read(driver, on_gpu.score, theirs)
-        batch = gpu.run({"images": images, "magnitude": np.float32(0.02)})
+        second = scorer.score(images, magnitude=0.02)
         texts = [
             error_of(lambda: scorer.score_on_device(images)),
             error_of(lambda: scorer.score(WithInterface(array, shape=(11, 3, 1024)))),
@@ -291,9 +291,9 @@ def through_the_scorer(double: Double, name: str) -> list[Any]:
         bool((host.score == from_device.score).all()),
         bool((several.score[0] == host.score).all()),
         bool((scores == several.score).all()),
-        bool((batch["score"] == several.score[1]).all()),
+        bool((second.score == several.score[1]).all()),
         progress,
-        [len(several), several.first(2).score.shape],
+        [len(several), several.first(2).score.shape, len(on_gpu), on_gpu.label.shape],
     ]
     return [host.score.tolist(), same, texts]
 
@@ -305,7 +305,7 @@ def test_through_the_scorer(
     score, same, texts = seen.result
     expected = reference(gpu_bundle("exact"), gpu_images["normalised"])["score"][0]
     np.testing.assert_allclose(score, expected, rtol=1e-5)
-    assert same == [True, True, True, True, [11], [11, [2, 2]]]
+    assert same == [True, True, True, True, [11], [11, [2, 2], 11, [11]]]
     starts = [
         "images are a ndarray, which is not on the GPU: use score()",
         "images are (11, 3, 1024) float32: one image without a batch axis",

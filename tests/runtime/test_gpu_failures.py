@@ -162,17 +162,23 @@ def test_closing(scenario: Scenario) -> None:
 def no_memory(double: Double, name: str) -> list[Any]:
     images = example_images()["normalised"][:2]
     with Opened(double, name, "exact", "split") as pipeline:
-        for number in (1, 2):  # pycuda tries again
+        for number in (double.case, double.case + 1):  # pycuda tries again
             double.fail("cuMemAlloc", 2, number)
         text = error_of(lambda: pipeline.score(images, magnitudes=[0.01] * 40))
         double.forget_failures()
         return [text, np.isfinite(pipeline.score(images)["score"]).all().item()]
 
 
-def test_no_room_for_more_magnitudes(scenario: Scenario) -> None:
-    seen = scenario(no_memory)
+@pytest.mark.parametrize(("number", "of_the_plans"), [(1, False), (3, True)])
+def test_no_room_for_more_magnitudes(scenario: Scenario, number: int, of_the_plans: bool) -> None:
+    """Memory for the results of the slots, and then what the plans work in."""
+    seen = scenario(no_memory, case=number)
     text, finite = seen.result
     assert "CUDA_ERROR_OUT_OF_MEMORY" in text and finite
+    remedy = (
+        "whatever batch_size is: to need fewer, build the plans again with a smaller --maxShapes"
+    )
+    assert text.endswith(remedy) == of_the_plans
     assert seen.errors == seen.leaks == []
 
 

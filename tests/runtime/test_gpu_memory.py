@@ -19,8 +19,8 @@ from odin_runtime import gpu_scorer
 from odin_runtime.driver import open_driver
 from odin_runtime.driver_memory import ResultHeap
 from odin_runtime.gpu_arrays import DeviceImages
+from odin_runtime.gpu_options import GpuOptions
 from odin_runtime.gpu_results import MOST_UNUSED
-from odin_runtime.scorer import GpuOptions
 from runtime.foreign_arrays import Foreign, WithDlpack, WithInterface
 from runtime.plan_double import (
     MOST,
