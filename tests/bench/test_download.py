@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import http.server
 import io
@@ -39,12 +40,13 @@ def records(label_bytes: int = 1) -> bytes:
 
 def tarball(members: dict[str, bytes]) -> bytes:
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
         for name, content in members.items():
             info = tarfile.TarInfo(name)
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
-    return buffer.getvalue()
+    # Without the time, which would differ between test processes, as the archives are their ids.
+    return gzip.compress(buffer.getvalue(), mtime=0)
 
 
 OFFICIAL = tarball({"fake.txt": b"other", "fake/test.bin": records()})
