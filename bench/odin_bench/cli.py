@@ -251,7 +251,7 @@ def _setting(parsed: argparse.Namespace, scorer: Scorer, magnitude: float) -> Se
 
     spec = scorer.spec
     temperature = spec.temperature if parsed.temperature is None else parsed.temperature
-    scorer.tuning(temperature, magnitude)
+    scorer.check_setting(temperature, magnitude)
     if parsed.metrics == "reference":
         reference_grids(spec.classes, temperature)
     return Setting(temperature, magnitude, parsed.limit, parsed.metrics)

@@ -70,7 +70,7 @@ class Pipeline(Resources):
         """
         with self._lock:
             self._check(images)
-            request = self._request(temperature, magnitudes)
+            request = self.request(temperature, magnitudes)
             self._make_room(request)
             results = _empty_results(self._form, self._job(images, 1, request), len(images))
             with self._settling():
@@ -163,7 +163,7 @@ class Pipeline(Resources):
         """
         with self._lock:
             self._check(images)
-            request = self._request(temperature, magnitudes)
+            request = self.request(temperature, magnitudes)
             callers = images.stream if stream is None else stream
             callers = LEGACY_STREAM if callers is None else callers
             before = {callers} if images.stream is None else {callers, images.stream}

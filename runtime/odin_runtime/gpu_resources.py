@@ -156,7 +156,12 @@ class Resources:
 
     # Settings and memory
 
-    def _request(self, temperature: float | None, magnitudes: Sequence[float] | None) -> Request:
+    def request(self, temperature: float | None, magnitudes: Sequence[float] | None) -> Request:
+        """What is asked for, checked; None takes the bundle's.
+
+        Raises:
+            OdinError: a value is out of range, or the plans have another built in.
+        """
         spec = self._spec
         chosen = (spec.magnitude,) if magnitudes is None else tuple(map(float, magnitudes))
         request = Request(spec.temperature if temperature is None else float(temperature), chosen)

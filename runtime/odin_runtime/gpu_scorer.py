@@ -106,6 +106,14 @@ class GpuSession:
         with self.driver.current():
             return device_images(images, self.pipeline.device, reader)
 
+    def check_setting(self, temperature: float | None, magnitude: float | None) -> None:
+        """Check that the plans can take these; None takes the bundle's.
+
+        Raises:
+            OdinError: a value is out of range, or the plans have another built in.
+        """
+        self.pipeline.request(temperature, None if magnitude is None else (magnitude,))
+
     def score(
         self,
         images: np.ndarray | DeviceImages,

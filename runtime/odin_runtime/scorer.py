@@ -276,6 +276,17 @@ class Scorer:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def check_setting(self, temperature: float | None, magnitude: float | None) -> None:
+        """Check, before there are images, that they can be scored so; None takes the bundle's.
+
+        Raises:
+            OdinError: a value is out of range, or the bundle or its plans have another built in.
+        """
+        if self.engine in PLAN_ENGINES:
+            cast("GpuSession", self.session).check_setting(temperature, magnitude)
+        else:
+            self.tuning(temperature, magnitude)
+
     def tuning(self, temperature: float | None, magnitude: float | None) -> dict[str, np.ndarray]:
         """Return the inputs that set temperature and magnitude; None takes the bundle's.
 

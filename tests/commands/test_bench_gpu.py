@@ -224,7 +224,9 @@ class OnPlans(Scorer):
 def plans(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Engine trt seems to be here; the list gets a word when it is closed."""
     closed: list[str] = []
-    session = SimpleNamespace(close=lambda: closed.append("closed"))
+    session = SimpleNamespace(
+        close=lambda: closed.append("closed"), check_setting=lambda temperature, magnitude: None
+    )
     real = bench._scorer
 
     def open_plans(parsed: Any, bundle: Any) -> Scorer:

@@ -24,8 +24,8 @@ from odin_engines import plans
 from odin_engines.bundle import FORWARD, GRADIENT, ODIN
 from odin_engines.errors import OdinError
 from odin_engines.plan_messages import Messages, make_logger
-from odin_engines.plan_sets import PlanOptions, PlanSet, make_plans
-from odin_engines.plans import parse
+from odin_engines.plan_sets import PlanOptions, PlanSet, graph_outputs, make_plans, wanted_plans
+from odin_engines.plans import build_plan, parse
 from odin_engines.spec import Spec
 from odin_export.checkpoint import load_network
 from odin_export.forward import forward_graph
@@ -340,6 +340,11 @@ def test_what_turing_does_not_take(
     for_turing = PlanOptions("rtx", forms=("fused",), compute_capabilities=("7.5", "8.6"))
     with pytest.raises(OdinError, match=r"--computeCapabilities 7\.5: .*leave 7\.5 out"):
         make_plans(contents, spec, for_turing)
+    # And the builder would indeed refuse.
+    (record,) = wanted_plans(spec, PlanOptions("rtx", forms=("fused",)))
+    record = dataclasses.replace(record, compute_capabilities=("7.5", "8.6"))
+    with pytest.raises(OdinError, match=r"(?i)sm75.*leave 7\.5 out of --computeCapabilities"):
+        build_plan(trt, contents[ODIN], record, graph_outputs(ODIN, spec))
 
 
 # As the builder writes them: score (Float[-1]).

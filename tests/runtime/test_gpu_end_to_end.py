@@ -144,7 +144,13 @@ def opened_by_the_scorer(double: Double, name: str) -> list[Any]:
         for options in ({}, {"form": "split", "graphs": False}, {"batch_size": 3}):
             with Scorer.open(bundle, "trt", driver=name, **options) as scorer:
                 scores = scorer.score(images)
-                found.append([scores.score.tolist(), scorer.batch_size, scorer.session.form])
+                try:
+                    scorer.check_setting(None, 0.5)
+                    refused = ""
+                except OdinError as error:
+                    refused = str(error)
+                form = scorer.session.form
+                found.append([scores.score.tolist(), scorer.batch_size, form, refused[:24]])
 
         def broken(*_: Any) -> FakePlan:
             raise OdinError("of the plan")
@@ -162,7 +168,12 @@ def test_scorer_open(
     seen = scenario(opened_by_the_scorer, files={"bundle": bundle.path})
     found, text = seen.result
     expected = reference(gpu_bundle("exact"), gpu_images["normalised"])["score"][0]
-    assert [each[1:] for each in found] == [[4, "fused"], [4, "split"], [3, "fused"]]
+    refused = "the plans have magnitude"
+    assert [each[1:] for each in found] == [
+        [4, "fused", refused],
+        [4, "split", ""],  # any magnitude
+        [3, "fused", refused],
+    ]
     for score, *_ in found:
         np.testing.assert_allclose(score, expected, rtol=1e-5)
     assert text == "of the plan"
