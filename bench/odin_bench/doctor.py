@@ -33,9 +33,9 @@ from odin_engines.spec import Precision
 from odin_engines.tensorrt_engine import plan_problem
 from odin_runtime.driver import DRIVERS
 from odin_runtime.driver_reasons import missing_package
+from odin_runtime.gpu_options import PLAN_ENGINES
 from odin_runtime.gpu_scorer import choose_form
 from odin_runtime.kernels import FATBIN, fat_binary
-from odin_runtime.scorer import PLAN_ENGINES
 
 # What pip calls each engine's packages; the first that is installed tells the version.
 _DISTRIBUTIONS = {

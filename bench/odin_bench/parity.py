@@ -9,10 +9,11 @@ import numpy as np
 
 from odin_bench.metrics import evaluate
 from odin_engines.bundle import GRADIENT
-from odin_engines.engine import open_graph
+from odin_engines.engine import Tuning, open_graph
 from odin_engines.torch_reference import TorchReference
 from odin_runtime import Scorer
-from odin_runtime.scorer import PLAN_ENGINES, normalised
+from odin_runtime.gpu_options import PLAN_ENGINES
+from odin_runtime.images import normalised
 
 # Small batches keep the reference's memory low; its speed hardly depends on them.
 _BATCH = 16
@@ -96,7 +97,7 @@ def trace_engine(
         signs = 0
     if signs != 0:
         graph = scorer.bundle.file(GRADIENT)
-        session = open_graph(scorer.engine, graph, scorer.precision, threads)
+        session = open_graph(scorer.engine, graph, scorer.precision, Tuning(threads))
     tuned = {"temperature": np.array(temperature, np.float32)} if scorer.spec.tunable else {}
     parts = []
     for start in range(0, len(images), _BATCH):

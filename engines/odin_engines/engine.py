@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -20,11 +21,34 @@ from odin_engines.spec import Precision, Spec
 Arrays = Mapping[str, np.ndarray]
 
 
-class Session(Protocol):
+@dataclass(frozen=True)
+class Tuning:
+    """How an engine on the CPU uses it; what is None is left to the engine.
+
+    Attributes:
+        threads: in all.
+        streams: how many batches are computed at once, each with its share of the threads.
+        cache: folder in which compiled graphs are kept; None keeps none.
+    """
+
+    threads: int | None = None
+    streams: int | None = None
+    cache: Path | None = None
+
+
+class Session(ABC):
     """A graph opened in an engine. Safe to use from several threads."""
 
+    @abstractmethod
     def run(self, feeds: Arrays) -> dict[str, np.ndarray]:
-        """Return the graph's outputs, by name, for these inputs, by name."""
+        """Return the graph's outputs, by name, for these inputs, by name: as soon as can be."""
+
+    def run_all(self, batches: Iterable[Arrays]) -> Iterator[dict[str, np.ndarray]]:
+        """Return the outputs of each of these inputs, in their order: as many a second as can be.
+
+        The next inputs are asked for while earlier ones are computed.
+        """
+        yield from map(self.run, batches)
 
 
 class Engine(Protocol):
@@ -36,8 +60,8 @@ class Engine(Protocol):
         Where several things are missing, each has a line.
         """
 
-    def open_graph(self, graph: Path, precision: Precision, threads: int | None) -> Session:
-        """Open an ONNX file; `threads` None leaves their number to the engine."""
+    def open_graph(self, graph: Path, precision: Precision, tuning: Tuning) -> Session:
+        """Open an ONNX file."""
 
 
 @dataclass(frozen=True)
@@ -49,20 +73,23 @@ class EngineInfo:
         module: of this package.
         summary: what it is.
         gpu_extra: of odin-ood, which installs what it needs on a GPU; None if it runs on the CPU.
+        at_once: images of a batch that are best computed at once, in float32: on a CPU the fewest
+            that keep it busy, since what is kept of them for the backward pass leaves its caches.
     """
 
     name: str
     module: str
     summary: str
     gpu_extra: str | None = None
+    at_once: int = 16
 
 
 # The fastest first, as measured on a CPU: `auto` takes the first that is available.
 ENGINES = {
     info.name: info
     for info in (
-        EngineInfo("openvino", "odin_engines.openvino_engine", "OpenVINO on the CPU"),
-        EngineInfo("ort", "odin_engines.ort_engine", "ONNX Runtime on the CPU"),
+        EngineInfo("openvino", "odin_engines.openvino_engine", "OpenVINO on the CPU", at_once=4),
+        EngineInfo("ort", "odin_engines.ort_engine", "ONNX Runtime on the CPU", at_once=4),
         EngineInfo("ort-cuda", "odin_engines.ort_cuda_engine", "ONNX Runtime with CUDA", "gpu"),
         EngineInfo("ort-trt", "odin_engines.ort_trt_engine", "ONNX Runtime with TensorRT", "gpu"),
         EngineInfo("trt", "odin_engines.tensorrt_engine", "TensorRT", "gpu"),
@@ -105,6 +132,14 @@ def converts(name: str, precision: Precision) -> bool:
     return precision in _HINTED.get(name, ())
 
 
+def images_at_once(name: str, precision: Precision) -> int:
+    """How many images of a batch engine `name` best computes at once."""
+    info = ENGINES.get(name)
+    if info is None or info.gpu_extra is not None:
+        return EngineInfo.at_once
+    return info.at_once * (2 if precision == "bf16" else 1)  # half the bytes
+
+
 def takes_precision(name: str, spec: Spec, precision: Precision) -> str | None:
     """Why engine `name` does not compute a bundle in this precision, and the remedy, or None.
 
@@ -123,14 +158,14 @@ def takes_precision(name: str, spec: Spec, precision: Precision) -> str | None:
 
 
 def open_graph(
-    name: str, graph: Path, precision: Precision = "fp32", threads: int | None = None
+    name: str, graph: Path, precision: Precision = "fp32", tuning: Tuning | None = None
 ) -> Session:
     """Open an ONNX file in an engine.
 
     Raises:
         OdinError: the engine is not available, or refuses the graph.
     """
-    return _module(resolve(name, precision)).open_graph(graph, precision, threads)
+    return _module(resolve(name, precision)).open_graph(graph, precision, tuning or Tuning())
 
 
 def missing_package(module: str, remedy: str) -> str | None:

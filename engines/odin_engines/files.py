@@ -58,3 +58,28 @@ def user_cache() -> Path | None:
         except RuntimeError:
             return None
     return base / "odin-ood"
+
+
+def keep_within(folder: Path, limit: int) -> None:
+    """Remove the files of a cache folder that were unused longest, until it has at most `limit`.
+
+    Args:
+        folder: need not exist; its subfolders are left alone.
+        limit: bytes.
+    """
+    kept = 0
+    for _, size, file in sorted(_ages(folder), reverse=True):
+        kept += size
+        if kept > limit:
+            file.unlink(missing_ok=True)
+
+
+def _ages(folder: Path) -> Iterator[tuple[float, int, Path]]:
+    """When each file was last used, its size in bytes, and the file."""
+    for file in folder.glob("*"):
+        try:
+            found = file.stat()
+        except FileNotFoundError:  # another process cleaned up
+            continue
+        if file.is_file():
+            yield max(found.st_atime, found.st_mtime), found.st_size, file

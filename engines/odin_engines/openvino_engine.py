@@ -2,21 +2,35 @@
 
 Of a graph with bfloat16 in it, what is bfloat16 is computed in it, and what is float32 in that. Of
 one with float16 in it, weights and casts are as written, and everything is computed in float32.
+
+A graph is compiled for the sizes that it is given: OpenVINO then fuses the element-wise parts of
+the backward pass, which it does not for sizes that may change. What comes after many sizes goes to
+one that takes any.
 """
 
 from __future__ import annotations
 
 import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from odin_engines.engine import Arrays, Session, missing_package
+from odin_engines.cores import physical_cores
+from odin_engines.engine import Arrays, Session, Tuning, missing_package
 from odin_engines.errors import OdinError
+from odin_engines.files import keep_within
 from odin_engines.spec import Precision
 
 _WRITTEN = ("f16", "bf16")  # element types that only a graph of such a precision holds
+# Each takes the memory of its weights anew, and seconds to compile.
+_MOST_SIZES = 12
+_CACHE_BYTES = 2 << 30
+
+_Sizes = tuple[tuple[str, tuple[int, ...]], ...]
 
 
 def unavailable(precision: Precision) -> str | None:
@@ -31,8 +45,8 @@ def unavailable(precision: Precision) -> str | None:
     return "this CPU has no bfloat16 instructions: use --precision fp32"
 
 
-def open_graph(graph: Path, precision: Precision, threads: int | None) -> Session:
-    """Open an ONNX file on the CPU.
+def open_graph(graph: Path, precision: Precision, tuning: Tuning) -> Session:
+    """Open an ONNX file on the CPU; it is compiled when it is first given something of a size.
 
     Raises:
         OdinError: OpenVINO refuses the file, or it is a float32 graph and is to run in float16.
@@ -40,45 +54,127 @@ def open_graph(graph: Path, precision: Precision, threads: int | None) -> Sessio
     import openvino
 
     core = openvino.Core()
-    settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
-    if threads:
-        settings["INFERENCE_NUM_THREADS"] = threads
     try:
         model = core.read_model(str(graph))
-        written = any(
-            output.get_element_type().get_type_name() in _WRITTEN
-            for op in model.get_ops()
-            for output in op.outputs()
-        )
-        if precision == "fp16" and not written:
-            raise OdinError(
-                f"{graph} is a float32 graph, which OpenVINO does not compute in fp16; use "
-                "--precision fp32 or bf16"
-            )
-        hinted = precision == "bf16" and not written
-        settings["INFERENCE_PRECISION_HINT"] = "bf16" if hinted else "f32"
-        compiled = core.compile_model(model, "CPU", settings)
     except RuntimeError as error:
         raise OdinError(f"OpenVINO cannot open {graph}: {error}") from error
-    return _OpenVinoSession(compiled, graph)
+    written = any(
+        output.get_element_type().get_type_name() in _WRITTEN
+        for op in model.get_ops()
+        for output in op.outputs()
+    )
+    if precision == "fp16" and not written:
+        raise OdinError(
+            f"{graph} is a float32 graph, which OpenVINO does not compute in fp16; use "
+            "--precision fp32 or bf16"
+        )
+    hinted = precision == "bf16" and not written
+    settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "bf16" if hinted else "f32"}
+    if tuning.threads:
+        settings["INFERENCE_NUM_THREADS"] = tuning.threads
+    if tuning.cache:
+        keep_within(tuning.cache, _CACHE_BYTES)
+        settings["CACHE_DIR"] = str(tuning.cache)
+    streams = tuning.streams or tuning.threads or physical_cores()
+    return _OpenVinoSession(core, model, settings, streams, graph)
 
 
-class _OpenVinoSession:
-    def __init__(self, compiled: Any, graph: Path) -> None:
-        self._compiled = compiled
+class _OpenVinoSession(Session):
+    def __init__(
+        self, core: Any, model: Any, settings: dict[str, Any], streams: int, graph: Path
+    ) -> None:
+        self._core = core
+        self._model = model
+        self._settings = settings
+        self._streams = streams
         self._graph = graph
-        # An output that OpenVINO simplified away shares its tensor, which then has several names.
-        self._names = [output.get_names() for output in compiled.outputs]
-        # An inference request serves one call at a time, so each thread gets its own.
-        self._local = threading.local()
+        self._compiled: dict[tuple[_Sizes | None, bool], _Compiled] = {}
+        self._lock = threading.Lock()
 
     def run(self, feeds: Arrays) -> dict[str, np.ndarray]:
-        if not hasattr(self._local, "request"):
-            self._local.request = self._compiled.create_infer_request()
+        compiled = self._compiled_for(feeds, several=False)
+        request = compiled.request()
         try:
-            values = self._local.request.infer(dict(feeds))
+            request.infer(dict(feeds), share_inputs=True)
+            return compiled.outputs(request)
         except RuntimeError as error:
-            shapes = {name: array.shape for name, array in feeds.items()}
-            why = " ".join(str(error).split())
-            raise OdinError(f"OpenVINO failed on {self._graph}, {shapes}: {why}") from error
+            raise self._failed(feeds, error) from error
+        finally:
+            compiled.idle.append(request)
+
+    def run_all(self, batches: Iterable[Arrays]) -> Iterator[dict[str, np.ndarray]]:
+        """One batch a stream is computed, and one more waits, so that no stream ever does."""
+        at_work: deque[tuple[_Compiled, Any, Arrays]] = deque()
+        try:
+            for feeds in batches:
+                compiled = self._compiled_for(feeds, several=True)
+                request = compiled.request()
+                # The arrays are not copied; they live until the request is done.
+                request.start_async(dict(feeds), share_inputs=True)
+                at_work.append((compiled, request, feeds))
+                if len(at_work) > self._streams:
+                    yield self._finished(*at_work.popleft())
+            while at_work:
+                yield self._finished(*at_work.popleft())
+        finally:
+            for _, request, _ in at_work:  # after an error, or left early: they use the arrays
+                with suppress(RuntimeError):
+                    request.wait()
+
+    def _finished(self, compiled: _Compiled, request: Any, feeds: Arrays) -> dict[str, np.ndarray]:
+        try:
+            request.wait()
+            return compiled.outputs(request)
+        except RuntimeError as error:
+            raise self._failed(feeds, error) from error
+        finally:
+            compiled.idle.append(request)
+
+    def _compiled_for(self, feeds: Arrays, several: bool) -> _Compiled:
+        """The graph for inputs of these sizes, to compute one batch at a time, or several."""
+        sizes: _Sizes | None = tuple((name, array.shape) for name, array in feeds.items())
+        with self._lock:
+            if (sizes, several) not in self._compiled and len(self._compiled) >= _MOST_SIZES:
+                sizes = None
+            if (sizes, several) not in self._compiled:
+                try:
+                    self._compiled[sizes, several] = self._compile(sizes, several)
+                except RuntimeError as error:
+                    raise self._failed(feeds, error) from error
+            return self._compiled[sizes, several]
+
+    def _compile(self, sizes: _Sizes | None, several: bool) -> _Compiled:
+        model = self._model
+        if sizes is not None:
+            model = model.clone()
+            model.reshape({name: list(shape) for name, shape in sizes})
+        latency = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1"}
+        use = {"NUM_STREAMS": str(self._streams)} if several else latency
+        return _Compiled(self._core.compile_model(model, "CPU", self._settings | use))
+
+    def _failed(self, feeds: Arrays, error: RuntimeError) -> OdinError:
+        shapes = {name: array.shape for name, array in feeds.items()}
+        why = " ".join(str(error).split())
+        return OdinError(f"OpenVINO failed on {self._graph}, {shapes}: {why}")
+
+
+class _Compiled:
+    """A graph compiled for inputs of some size, and requests that are not at work."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        # An output that OpenVINO simplified away shares its tensor, which then has several names.
+        self._names = [output.get_names() for output in model.outputs]
+        self.idle: deque[Any] = deque()
+
+    def request(self) -> Any:
+        """An inference request, which serves one call at a time."""
+        try:
+            return self.idle.pop()
+        except IndexError:
+            return self._model.create_infer_request()
+
+    def outputs(self, request: Any) -> dict[str, np.ndarray]:
+        """What a request has computed, copied, since the request is used again."""
+        values = [tensor.data.copy() for tensor in request.output_tensors]
         return {name: values[index] for index, names in enumerate(self._names) for name in names}

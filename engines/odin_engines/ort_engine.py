@@ -7,12 +7,17 @@ has no float16 kernel, which is nearly everywhere, it computes in float32.
 from __future__ import annotations
 
 import re
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from odin_engines.engine import Arrays, Session, missing_package
+from odin_engines.cores import physical_cores
+from odin_engines.engine import Arrays, Session, Tuning, missing_package
 from odin_engines.errors import OdinError
 from odin_engines.spec import Precision
 
@@ -33,7 +38,7 @@ def unavailable(precision: Precision) -> str | None:
     return missing_package("onnxruntime", "pip install 'odin-ood[cpu]'")
 
 
-def open_graph(graph: Path, precision: Precision, threads: int | None) -> Session:
+def open_graph(graph: Path, precision: Precision, tuning: Tuning) -> Session:
     """Open an ONNX file on the CPU.
 
     Raises:
@@ -41,19 +46,26 @@ def open_graph(graph: Path, precision: Precision, threads: int | None) -> Sessio
     """
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = _ERRORS_ONLY
-    options.intra_op_num_threads = threads or 0
-    try:
-        session = onnxruntime.InferenceSession(
-            str(graph), options, providers=["CPUExecutionProvider"]
-        )
-    except Exception as error:
-        raise OdinError(f"ONNX Runtime cannot open {graph}: {one_line(error)}") from error
-    return OrtSession(session, graph)
+    def opened(threads: int | None) -> Any:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = _ERRORS_ONLY
+        options.intra_op_num_threads = threads or 0
+        try:
+            return onnxruntime.InferenceSession(
+                str(graph), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:
+            raise OdinError(f"ONNX Runtime cannot open {graph}: {one_line(error)}") from error
+
+    session = opened(tuning.threads)
+    threads = tuning.threads or physical_cores()
+    streams = tuning.streams or threads
+    if streams == 1:
+        return OrtSession(session, graph)
+    return _Streams(session, graph, lambda: opened(max(threads // streams, 1)), streams)
 
 
-class OrtSession:
+class OrtSession(Session):
     """An `onnxruntime.InferenceSession` of a graph, on whatever device."""
 
     def __init__(self, session: Any, graph: Path) -> None:
@@ -75,6 +87,33 @@ class OrtSession:
                 f"ONNX Runtime failed on {self._graph}, {shapes}: {one_line(error)}"
             ) from error
         return dict(zip(self._names, values, strict=True))
+
+
+class _Streams(OrtSession):
+    """Computes several batches at once, each in a thread of ours that has few of the session's."""
+
+    def __init__(
+        self, session: Any, graph: Path, open_again: Callable[[], Any], streams: int
+    ) -> None:
+        super().__init__(session, graph)
+        self._open_again = open_again
+        self._streams = streams
+        self._several: OrtSession | None = None
+        self._lock = threading.Lock()
+
+    def run_all(self, batches: Iterable[Arrays]) -> Iterator[dict[str, np.ndarray]]:
+        """One batch a stream is computed, and one more waits, so that no stream ever does."""
+        with self._lock:
+            if self._several is None:
+                self._several = OrtSession(self._open_again(), self._graph)
+        at_work: deque[Future[dict[str, np.ndarray]]] = deque()
+        with ThreadPoolExecutor(self._streams) as pool:
+            for feeds in batches:
+                at_work.append(pool.submit(self._several.run, feeds))
+                if len(at_work) > self._streams:
+                    yield at_work.popleft().result()
+            while at_work:
+                yield at_work.popleft().result()
 
 
 def one_line(error: Exception) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from odin_engines.bundle import is_bundle, read_bundle
 from odin_engines.cuda_probe import Device, ask_driver
-from odin_engines.engine import Session
+from odin_engines.engine import Session, Tuning
 from odin_engines.errors import OdinError
 from odin_engines.files import sha256, user_cache
 from odin_engines.ort_engine import OrtSession, one_line
@@ -42,9 +42,7 @@ _TF32 = "NVIDIA_TF32_OVERRIDE"
 _FILLING_OPS = ("ConstantOfShape", "Expand", "Tile")
 
 
-def open_session(
-    provider: Provider, graph: Path, precision: Precision, threads: int | None
-) -> Session:
+def open_session(provider: Provider, graph: Path, precision: Precision, tuning: Tuning) -> Session:
     """Open an ONNX file on the first GPU that CUDA_VISIBLE_DEVICES leaves.
 
     TensorRT builds its engine here or takes it from the user's cache; an image of a new size may
@@ -54,7 +52,7 @@ def open_session(
         provider: `ort_gpu.CUDA` or `ort_gpu.TENSORRT`, which is available.
         graph: the file; where it lies in a bundle, TensorRT is told the sizes of images.
         precision: has to be that of the graph.
-        threads: of what stays on the CPU; None leaves it to ONNX Runtime.
+        tuning: of what stays on the CPU: its threads.
 
     Raises:
         OdinError: the graph computes in another precision, ONNX Runtime or TensorRT refuses it,
@@ -65,7 +63,7 @@ def open_session(
     _check_precision(provider, model, graph, precision)
     session_options = runtime.SessionOptions()
     session_options.log_severity_level = _FATAL_ONLY
-    session_options.intra_op_num_threads = threads or 0
+    session_options.intra_op_num_threads = tuning.threads or 0
     session_options.use_deterministic_compute = True
     session_options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     if provider is TENSORRT:

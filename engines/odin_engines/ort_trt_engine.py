@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from odin_engines import ort_gpu
-from odin_engines.engine import Session
+from odin_engines.engine import Session, Tuning
 from odin_engines.spec import Precision
 
 
@@ -17,7 +17,7 @@ def unavailable(precision: Precision) -> str | None:
     return ort_gpu.unavailable(ort_gpu.TENSORRT)
 
 
-def open_graph(graph: Path, precision: Precision, threads: int | None) -> Session:
+def open_graph(graph: Path, precision: Precision, tuning: Tuning) -> Session:
     """Open an ONNX file on the first GPU; CUDA_VISIBLE_DEVICES chooses another.
 
     Raises:
@@ -25,4 +25,4 @@ def open_graph(graph: Path, precision: Precision, threads: int | None) -> Sessio
     """
     from odin_engines.ort_gpu_session import open_session
 
-    return open_session(ort_gpu.TENSORRT, graph, precision, threads)
+    return open_session(ort_gpu.TENSORRT, graph, precision, tuning)

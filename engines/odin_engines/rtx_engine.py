@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from odin_engines import tensorrt_engine
-from odin_engines.engine import Session
+from odin_engines.engine import Session, Tuning
 from odin_engines.spec import Precision
 
 
@@ -14,10 +14,10 @@ def unavailable(precision: Precision) -> str | None:
     return tensorrt_engine.unavailable(precision, "rtx")
 
 
-def open_graph(graph: Path, precision: Precision, threads: int | None) -> Session:
+def open_graph(graph: Path, precision: Precision, tuning: Tuning) -> Session:
     """Refuse: it is plans that are opened, with `tensorrt_engine.open_plan`.
 
     Raises:
         OdinError: always, with the reason.
     """
-    return tensorrt_engine.open_graph(graph, precision, threads)
+    return tensorrt_engine.open_graph(graph, precision, tuning)

@@ -12,7 +12,7 @@ from types import ModuleType
 
 from odin_engines.bundle import Bundle
 from odin_engines.cuda_probe import OLDEST_DRIVERS, Device, Driver, ask_driver, version_text
-from odin_engines.engine import ENGINES, Session
+from odin_engines.engine import ENGINES, Session, Tuning
 from odin_engines.errors import OdinError
 from odin_engines.plan import Plan, deserialized
 from odin_engines.plan_messages import Messages, make_logger
@@ -135,7 +135,7 @@ def _cuda_version(engine: str) -> int:
 # Opening
 
 
-def open_graph(graph: Path, precision: Precision, threads: int | None) -> Session:
+def open_graph(graph: Path, precision: Precision, tuning: Tuning) -> Session:
     """Refuse: it is plans that are opened, with `open_plan`.
 
     Raises:

@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from odin_engines.engine import Arrays
+from odin_engines.engine import Arrays, Session
 from odin_engines.spec import Spec
 
 
 @dataclass(frozen=True)
-class TorchReference:
+class TorchReference(Session):
     """A session around a PyTorch network.
 
     Attributes:

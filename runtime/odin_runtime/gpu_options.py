@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from odin_engines.engine import Tuning
 from odin_engines.errors import OdinError
 
 PLAN_ENGINES = ("trt", "rtx")
+STREAMING = ("openvino", "ort")  # compute several batches at once
 FormName = Literal["auto", "fused", "split"]
 
 
@@ -22,7 +24,7 @@ class GpuOptions:
     batch_size: int | None = None
 
 
-def check_options(name: str, options: GpuOptions, threads: int | None, network: Any) -> None:
+def check_options(name: str, options: GpuOptions, tuning: Tuning, network: Any) -> None:
     """Check that engine `name` heeds all that `Scorer.open` was given.
 
     Raises:
@@ -34,11 +36,17 @@ def check_options(name: str, options: GpuOptions, threads: int | None, network: 
             f"form, driver, device and graphs are options of engines trt and rtx, not of {name}"
             "; leave them out, or open the bundle's plans with one of these"
         )
-    if plans and threads is not None:
+    if plans and tuning.threads is not None:
         raise OdinError(
             f"threads are of engines that compute on the CPU; leave them out with {name}, which "
             "runs plans on a GPU"
         )
+    if tuning.streams is not None and name not in STREAMING:
+        raise OdinError(
+            f"streams are of engines {' and '.join(STREAMING)}; leave them out with {name}"
+        )
+    if tuning.streams is not None and tuning.streams < 1:
+        raise OdinError(f"streams is {tuning.streams}; it has to be 1 or more")
     if network is not None and name != "torch":
         raise OdinError(
             f"a network is for engine torch, and engine {name} runs the bundle's own; leave it "

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from odin_engines import engine as engines
+from odin_engines.batches import parts
 from odin_engines.bundle import ODIN, Bundle, read_bundle
-from odin_engines.engine import Session
+from odin_engines.engine import Session, Tuning
 from odin_engines.errors import OdinError
+from odin_engines.files import user_cache
 from odin_engines.spec import Precision, Spec
 from odin_runtime.gpu_options import PLAN_ENGINES, FormName, GpuOptions, check_options
+from odin_runtime.images import check_images, check_layout, normalised
 from odin_runtime.settings import check_built_in, check_range
 
 if TYPE_CHECKING:
     from odin_runtime.gpu_results import DeviceScores
     from odin_runtime.gpu_scorer import GpuSession
 
-# On a CPU, batches beyond this are no faster: their activations leave the cache.
-DEFAULT_BATCH = 16
 DEFAULT_MEMORY = 2 << 30
 
 
@@ -64,8 +68,8 @@ class Scorer:
         precision: in which the engine computes.
         session: the opened graph.
         input_type: what the session takes, "float32" or "uint8".
-        batch_size: the most images given to the engine at once.
-        memory: about how many bytes of activations one call of the engine may take.
+        batch_size: the most images of a batch; several may be computed at once.
+        memory: about how many bytes of activations one batch may take.
     """
 
     bundle: Bundle
@@ -84,6 +88,8 @@ class Scorer:
         *,
         precision: Precision | None = None,
         threads: int | None = None,
+        streams: int | None = None,
+        cache: bool = True,
         network: Any = None,
         batch_size: int | None = None,
         memory: int = DEFAULT_MEMORY,
@@ -106,11 +112,16 @@ class Scorer:
                 has that one alone; of any other, "openvino" makes "fp32" or "bf16".
             threads: of "openvino", "ort" and the CPU's part of "ort-cuda" and "ort-trt"; None
                 leaves it to the engine. Engine "torch" goes by torch.set_num_threads.
+            streams: of "openvino" and "ort": how many batches are computed at once, each with its
+                share of the threads; None takes one for each core. A call that is a single batch
+                gets all threads.
+            cache: whether "openvino" keeps what it compiles in the user's cache folder, at most
+                2 GiB, and opens it from there.
             network: for engine "torch" alone: the PyTorch network, which a bundle does not hold.
-            batch_size: the most images given to the engine at once; None takes 16, and with "trt"
-                and "rtx", whose memory is made for it, the largest batch of the plans.
-            memory: about how many bytes of activations one call of the engine may take; plans have
-                their own bound.
+            batch_size: the most images of a batch; None takes what the engine is fastest with, and
+                with "trt" and "rtx", whose memory is made for it, the largest batch of the plans.
+            memory: about how many bytes of activations one batch may take; plans have their own
+                bound.
             form, driver, device, graphs: of engines "trt" and "rtx" alone.
             form: "fused" (one plan, images to scores: one magnitude a call), "split" (gradient and
                 forward plans with kernels between them: one gradient for many magnitudes) or
@@ -134,7 +145,8 @@ class Scorer:
         options = GpuOptions(form, driver, device, graphs, batch_size)
         precision = precision or opened.spec.precision
         name = engines.resolve(engine, precision)
-        check_options(name, options, threads, network)
+        tuning = Tuning(threads, streams, _cache_folder(name) if cache else None)
+        check_options(name, options, tuning, network)
         session: Session | GpuSession
         if name == "torch":
             session, input_type = _reference(opened.spec, precision, network), "float32"
@@ -149,8 +161,8 @@ class Scorer:
                 session = open_gpu(opened, name, options)
                 batch_size = session.pipeline.batch_size
             else:
-                session = engines.open_graph(name, opened.file(ODIN), precision, threads)
-        size = DEFAULT_BATCH if batch_size is None else batch_size
+                session = engines.open_graph(name, opened.file(ODIN), precision, tuning)
+        size = engines.images_at_once(name, precision) if batch_size is None else batch_size
         return cls(opened, name, precision, session, input_type, size, memory)
 
     @property
@@ -195,23 +207,35 @@ class Scorer:
                 "the split plans of engine trt or rtx"
             )
         check_images(images, self.spec)
-        scalars = self.tuning(temperature, magnitude)
-        session = cast("Session", self.session)
-        parts = []
-        size = self._chunk_size(images)
-        for start in range(0, len(images), size):
-            chunk = self._network_input(images[start : start + size])
-            outputs = session.run({"images": chunk, **scalars})
+        found = []
+        for chunk, outputs in self._outputs(images, self.tuning(temperature, magnitude)):
             _check_rows(outputs, chunk, self.bundle)
-            parts.append(_with_nan(outputs, chunk))
+            found.append(_with_nan(outputs, chunk))
             if progress:
                 progress(len(chunk))
         return Scores(
-            _joined(parts, "score", np.float32),
-            _joined(parts, "baseline", np.float32),
-            _joined(parts, "label", np.int64),
-            {name: _joined(parts, name, np.float32) for name in self._extra_names()},
+            _joined(found, "score", np.float32),
+            _joined(found, "baseline", np.float32),
+            _joined(found, "label", np.int64),
+            {name: _joined(found, name, np.float32) for name in self._extra_names()},
         )
+
+    def _outputs(
+        self, images: np.ndarray, scalars: dict[str, np.ndarray]
+    ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+        """The network's input of each batch, and what the engine gives for it."""
+        session = cast("Session", self.session)
+        cuts = list(parts(len(images), self._chunk_size(images)))
+        given: deque[np.ndarray] = deque()
+
+        def feeds() -> Iterator[dict[str, np.ndarray]]:
+            for cut in cuts:
+                given.append(self._network_input(images[cut]))
+                yield {"images": given[-1], **scalars}
+
+        run_all = session.run_all if len(cuts) > 1 else partial(map, session.run)
+        for outputs in run_all(feeds()):
+            yield given.popleft(), outputs
 
     def score_on_device(
         self,
@@ -310,7 +334,7 @@ class Scorer:
         return () if self.engine == "torch" else self.spec.scores
 
     def _chunk_size(self, images: np.ndarray) -> int:
-        """As many images as fit the memory bound, but no more than the batch size."""
+        """As many images of a batch as fit the memory bound, but no more than its size."""
         if not self.spec.activation_bytes:
             return self.batch_size
         pixels = images[0].size // self.spec.channels if len(images) else 1
@@ -329,6 +353,19 @@ class Scorer:
         return np.ascontiguousarray(images)
 
 
+def _cache_folder(engine: str) -> Path | None:
+    """Where an engine may keep what it compiles; None where there is no room for it."""
+    base = user_cache()
+    if engine != "openvino" or base is None:
+        return None
+    folder = base / engine
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:  # a cache is not worth an error: without it, opening takes longer
+        return None
+    return folder if os.access(folder, os.W_OK) else None
+
+
 def _wanted_magnitudes(
     magnitude: float | None, magnitudes: Sequence[float] | None
 ) -> Sequence[float] | None:
@@ -337,62 +374,6 @@ def _wanted_magnitudes(
     if magnitudes is not None:
         raise OdinError("magnitude and magnitudes are both given; give one of them")
     return [magnitude]
-
-
-def normalised(images: np.ndarray, spec: Spec) -> np.ndarray:
-    """Raw images, uint8 (N, H, W, C) -> (pixel / 255 - mean) / std, float32 (N, C, H, W)."""
-    planes = images.transpose(0, 3, 1, 2).astype(np.float32, order="C")
-    planes /= np.float32(255)
-    planes -= np.asarray(spec.mean, np.float32).reshape(1, -1, 1, 1)
-    planes /= np.asarray(spec.std, np.float32).reshape(1, -1, 1, 1)
-    return planes
-
-
-def check_images(images: np.ndarray, spec: Spec) -> None:
-    """Check type, layout and size.
-
-    Raises:
-        OdinError: naming what was given and what is wanted.
-    """
-    if not isinstance(images, np.ndarray):
-        raise OdinError(
-            f"images are a {type(images).__name__}; give a numpy array, {_wanted(spec)}"
-        )
-    check_layout(images.shape, images.dtype, spec)
-
-
-def check_layout(shape: tuple[int, ...], dtype: np.dtype[Any], spec: Spec) -> None:
-    """As `check_images`, of an array that may lie anywhere."""
-    wanted, given = _wanted(spec), f"images are {shape} {dtype}"
-    if len(shape) == 3 and spec.channels == 1 and dtype == np.uint8:
-        raise OdinError(f"{given}, without an axis for the only channel; give images[..., None]")
-    if len(shape) == 3:
-        raise OdinError(f"{given}: one image without a batch axis; give images[None], {wanted}")
-    if len(shape) != 4 or dtype not in (np.uint8, np.float32):
-        hint = "; convert with .astype(numpy.float32)" if dtype.kind == "f" else ""
-        raise OdinError(f"{given}; give {wanted}{hint}")
-    raw = dtype == np.uint8
-    if shape[3 if raw else 1] != spec.channels:
-        other = shape[1 if raw else 3] == spec.channels
-        remedy = "move the channels with .transpose" if other else "check the number of channels"
-        raise OdinError(f"{given}; give {wanted}: {remedy}")
-    height, width = shape[1:3] if raw else shape[2:4]
-    for name, size, (least, most) in (
-        ("high", height, spec.height),
-        ("wide", width, spec.width),
-    ):
-        if not least <= size <= most:
-            allowed = f"{least}" if least == most else f"{least} to {most}"
-            remedy = "scale the images up" if size < least else "resize or crop the images"
-            raise OdinError(
-                f"{given}: {size} pixels {name}, where {spec.model} takes {allowed}; {remedy}"
-            )
-
-
-def _wanted(spec: Spec) -> str:
-    return (
-        f"(N, H, W, {spec.channels}) uint8, raw, or (N, {spec.channels}, H, W) float32, normalised"
-    )
 
 
 def _check_placed(images: Any, spec: Spec) -> None:

@@ -21,7 +21,7 @@ from odin_engines.spec import Method, Precision
 from odin_export.exporter import Options, Source, from_name, in_own_precision
 from odin_export.half_range import check_activations, seed_scale
 from odin_export.odin_graph import gradient_graph, odin_graph
-from odin_runtime.scorer import normalised
+from odin_runtime.images import normalised
 
 CHECKPOINT = "densenet_bc_100_12_cifar10.pth.tar"
 OPTIONS = Options(mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010))

@@ -22,7 +22,7 @@ from odin_export import cli as export
 from odin_export import exporter
 from odin_export.networks import RELEASE_MEAN, RELEASE_STD
 from odin_runtime import Scorer
-from odin_runtime.scorer import normalised
+from odin_runtime.images import normalised
 
 EXPORT_HELP = """
 MODEL --checkpoint --output --temperature --magnitude --method --mean --std --precision --input-type

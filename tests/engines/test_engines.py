@@ -15,7 +15,14 @@ from torch import Tensor, nn
 
 from odin_engines import engine as engines
 from odin_engines.bundle import Bundle
-from odin_engines.engine import ENGINE_NAMES, ENGINES, open_graph, resolve, unavailable
+from odin_engines.engine import (
+    ENGINE_NAMES,
+    ENGINES,
+    Tuning,
+    open_graph,
+    resolve,
+    unavailable,
+)
 from odin_engines.errors import OdinError
 from odin_engines.spec import Spec
 from odin_engines.torch_reference import TorchReference
@@ -154,7 +161,7 @@ def test_number_of_threads_does_not_matter(
     name: str, threads: int, tiny_bundle: Bundle, images: np.ndarray
 ) -> None:
     graph = tiny_bundle.file("odin.onnx")
-    found = open_graph(name, graph, threads=threads).run({"images": images})
+    found = open_graph(name, graph, tuning=Tuning(threads=threads)).run({"images": images})
     expected = open_graph(name, graph).run({"images": images})
     np.testing.assert_allclose(found["score"], expected["score"], rtol=0, atol=1e-6)
 

@@ -21,7 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 from odin_engines import files, ort_gpu_session
 from odin_engines.bundle import Bundle
 from odin_engines.cuda_probe import Device, Driver
-from odin_engines.engine import open_graph
+from odin_engines.engine import Tuning, open_graph
 from odin_engines.errors import OdinError
 from odin_engines.ort_engine import one_line
 from odin_engines.ort_gpu import CUDA, TENSORRT, Provider
@@ -116,7 +116,7 @@ def weights(kind: int, name: str = "w") -> TensorProto:
 def test_a_graph_is_opened_and_computed(tiny_bundle: Bundle) -> None:
     graph = tiny_bundle.file("odin.onnx")
     images = np.random.default_rng(3).standard_normal((5, 3, 32, 32)).astype(np.float32)
-    found = open_session(CPU, graph, "fp32", 1).run({"images": images})
+    found = open_session(CPU, graph, "fp32", Tuning(threads=1)).run({"images": images})
     expected = open_graph("ort", graph).run({"images": images})
     assert list(found) == list(expected)
     for name, values in expected.items():
@@ -125,7 +125,7 @@ def test_a_graph_is_opened_and_computed(tiny_bundle: Bundle) -> None:
 
 def test_options_of_cuda(runtime: Callable[..., FakeRuntime], tmp_path: Path) -> None:
     fake = runtime(CUDA)
-    open_session(CUDA, save(tmp_path / "a.onnx"), "fp32", 3)
+    open_session(CUDA, save(tmp_path / "a.onnx"), "fp32", Tuning(threads=3))
     options = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
     assert fake.providers == [("CUDAExecutionProvider", options)]
     assert fake.entries == {"session.record_ep_graph_assignment_info": "1"}
@@ -138,7 +138,7 @@ def test_options_of_cuda(runtime: Callable[..., FakeRuntime], tmp_path: Path) ->
 def test_a_provider_that_was_not_used(runtime: Callable[..., FakeRuntime], tmp_path: Path) -> None:
     runtime(CUDA, used="CPUExecutionProvider")
     with pytest.raises(OdinError, match="with CPUExecutionProvider in place of CUDAExecutionProv"):
-        open_session(CUDA, save(tmp_path / "a.onnx"), "fp32", None)
+        open_session(CUDA, save(tmp_path / "a.onnx"), "fp32", Tuning())
 
 
 def reshaping(path: Path) -> Path:
@@ -171,7 +171,7 @@ def test_sizes_may_be_computed_on_the_cpu(
 ) -> None:
     sizes = [node("Shape", "shape"), node("Mul", "mul_sizes")]
     runtime(provider, [(provider.name, [node("Conv")]), (CPU.name, sizes)])
-    open_session(provider, reshaping(tmp_path / "a.onnx"), "fp32", None)
+    open_session(provider, reshaping(tmp_path / "a.onnx"), "fp32", Tuning())
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_a_node_that_was_left_to_the_cpu(
     runtime(provider, [(provider.name, [node("Conv")]), (CPU.name, left)])
     graph = reshaping(tmp_path / "a.onnx")
     with pytest.raises(OdinError) as caught:
-        open_session(provider, graph, "fp32", None)
+        open_session(provider, graph, "fp32", Tuning())
     assert (
         f"{provider.title} provider leaves 1 nodes of {graph} to the CPU, the first of them "
         f"{name!r} (all are {op}): use --engine ort, which"
@@ -209,7 +209,7 @@ def test_real_sessions_keep_the_names_of_nodes(tiny_bundle: Bundle) -> None:
 def test_an_error_of_onnx_runtime_is_one_line(tmp_path: Path) -> None:
     graph = save(tmp_path / "a.onnx", nodes=[helper.make_node("NoSuchOp", ["x"], ["y"])])
     with pytest.raises(OdinError) as caught:
-        open_session(CPU, graph, "fp32", None)
+        open_session(CPU, graph, "fp32", Tuning())
     message = str(caught.value)
     assert message.startswith(f"ONNX Runtime's CPU provider cannot open {graph}: ")
     assert "NoSuchOp" in message
@@ -222,7 +222,7 @@ def test_a_file_that_is_no_graph(tmp_path: Path, content: bytes | None) -> None:
     if content is not None:
         graph.write_bytes(content)
     with pytest.raises(OdinError, match=r"cannot open .*broken\.onnx"):
-        open_session(CPU, graph, "fp32", None)
+        open_session(CPU, graph, "fp32", Tuning())
 
 
 @pytest.mark.parametrize(
@@ -275,7 +275,7 @@ def test_the_precision_is_that_of_the_graph(tmp_path: Path, kind: int, precision
 def test_another_precision_than_the_graph_has(tiny_bundle: Bundle, asked: Any) -> None:
     graph = tiny_bundle.file("odin.onnx")
     with pytest.raises(OdinError) as caught:
-        open_session(CUDA, graph, asked, None)
+        open_session(CUDA, graph, asked, Tuning())
     assert str(caught.value) == (
         f"{graph} computes in fp32, and engine ort-cuda takes the graph's precision: use "
         f"--precision fp32, or a bundle whose graphs are in {asked}"
@@ -295,7 +295,7 @@ def test_options_of_tensorrt(
     runtime: Callable[..., FakeRuntime], tiny_bundle: Bundle, tmp_path: Path
 ) -> None:
     fake = runtime(TENSORRT)
-    open_session(TENSORRT, tiny_bundle.file("odin.onnx"), "fp32", None)
+    open_session(TENSORRT, tiny_bundle.file("odin.onnx"), "fp32", Tuning())
     options = dict(tensorrt_options(fake))
     engines, timings = (
         Path(options.pop(f"trt_{kind}_cache_path")) for kind in ("engine", "timing")
@@ -320,9 +320,9 @@ def test_raw_images_have_their_own_layout(
 ) -> None:
     fake = runtime(TENSORRT)
     bundle = make_tiny_bundle(input_type="uint8")
-    open_session(TENSORRT, bundle.file("odin.onnx"), "fp32", None)
+    open_session(TENSORRT, bundle.file("odin.onnx"), "fp32", Tuning())
     assert tensorrt_options(fake)["trt_profile_min_shapes"] == "images:1x32x32x3"
-    open_session(TENSORRT, bundle.file("gradient.onnx"), "fp32", None)
+    open_session(TENSORRT, bundle.file("gradient.onnx"), "fp32", Tuning())
     assert tensorrt_options(fake)["trt_profile_min_shapes"] == "images:1x3x32x32"
 
 
@@ -330,7 +330,7 @@ def test_a_graph_outside_a_bundle_has_no_profile(
     runtime: Callable[..., FakeRuntime], tmp_path: Path
 ) -> None:
     fake = runtime(TENSORRT)
-    open_session(TENSORRT, save(tmp_path / "a.onnx"), "fp32", None)
+    open_session(TENSORRT, save(tmp_path / "a.onnx"), "fp32", Tuning())
     assert not any("profile" in name for name in tensorrt_options(fake))
 
 
@@ -339,7 +339,7 @@ def test_without_a_home_nothing_is_kept(
 ) -> None:
     fake = runtime(TENSORRT)
     monkeypatch.setattr(ort_gpu_session, "user_cache", lambda: None)
-    open_session(TENSORRT, save(tmp_path / "a.onnx"), "fp32", None)
+    open_session(TENSORRT, save(tmp_path / "a.onnx"), "fp32", Tuning())
     assert tensorrt_options(fake) == {}
 
 
@@ -349,7 +349,7 @@ def test_a_cache_that_cannot_be_written_to(
     runtime(TENSORRT)
     (tmp_path / "cache").write_text("a file in the place of the folder")
     with pytest.raises(OdinError, match=r"cannot keep TensorRT's engines in .*: set XDG_CACHE_HOM"):
-        open_session(TENSORRT, save(tmp_path / "a.onnx"), "fp32", None)
+        open_session(TENSORRT, save(tmp_path / "a.onnx"), "fp32", Tuning())
 
 
 def test_a_gpu_that_is_gone(
@@ -358,7 +358,7 @@ def test_a_gpu_that_is_gone(
     runtime(TENSORRT)
     monkeypatch.setattr(ort_gpu_session, "ask_driver", lambda: Driver(13000, (), "it is gone"))
     with pytest.raises(OdinError, match="it is gone"):
-        open_session(TENSORRT, save(tmp_path / "a.onnx"), "fp32", None)
+        open_session(TENSORRT, save(tmp_path / "a.onnx"), "fp32", Tuning())
 
 
 def test_every_change_makes_another_engine(
@@ -370,7 +370,7 @@ def test_every_change_makes_another_engine(
     other = save(tmp_path / "b.onnx", helper.make_tensor("w", TensorProto.FLOAT, [2], [1.0, 3.0]))
 
     def keys(file: Path = graph) -> tuple[str, str]:
-        open_session(TENSORRT, file, "fp32", None)
+        open_session(TENSORRT, file, "fp32", Tuning())
         options = tensorrt_options(fake)
         return options["trt_engine_cache_path"], options["trt_timing_cache_path"]
 

@@ -22,7 +22,7 @@ from odin_export.mixed import in_mixed_precision
 from odin_export.odin_graph import gradient_graph, gradient_sizes_graph, odin_graph
 from odin_export.verify import directions
 from odin_runtime import Scorer
-from odin_runtime.scorer import normalised
+from odin_runtime.images import normalised
 
 SpecMaker = Callable[..., Spec]
 each_half = pytest.mark.parametrize("precision", ["fp16", "bf16"])

@@ -15,7 +15,7 @@ from odin_engines.bundle import GRADIENT, read_bundle
 from odin_engines.engine import open_graph
 from odin_export import cli
 from odin_runtime import Scorer
-from odin_runtime.scorer import normalised
+from odin_runtime.images import normalised
 
 SCRIPT = Path(__file__).with_name("keras_model.py")
 TEMPERATURE, MAGNITUDE = 10.0, 0.01

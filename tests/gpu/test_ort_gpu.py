@@ -17,7 +17,7 @@ from odin_engines.engine import Session, open_graph, unavailable
 from odin_engines.spec import Precision
 from odin_export.exporter import Options
 from odin_runtime import Scorer
-from odin_runtime.scorer import normalised
+from odin_runtime.images import normalised
 
 pytestmark = pytest.mark.gpu
 

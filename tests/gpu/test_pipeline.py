@@ -13,7 +13,7 @@ from gpu.support import MOST, close
 from odin_engines.bundle import Bundle
 from odin_runtime import OdinError, Scorer
 from odin_runtime.driver import DRIVERS, open_driver
-from odin_runtime.scorer import normalised
+from odin_runtime.images import normalised
 from runtime.foreign_arrays import Foreign, WithDlpack, WithInterface, read
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("installed_kernels")]

@@ -23,7 +23,7 @@ from odin_engines.plan_profiles import AskedShapes
 from odin_engines.plan_sets import PlanOptions, make_plans
 from odin_engines.spec import Spec
 from odin_runtime.driver import Driver, Memory, Stream, open_driver
-from odin_runtime.scorer import normalised
+from odin_runtime.images import normalised
 
 pytestmark = pytest.mark.gpu
 

@@ -13,7 +13,7 @@ from gpu.support import CALLS, MOST, Report, free_memory, resident_bytes
 from odin_engines.bundle import Bundle
 from odin_runtime import Scorer
 from odin_runtime.driver import Driver
-from odin_runtime.scorer import normalised
+from odin_runtime.images import normalised
 from runtime.foreign_arrays import Foreign, WithInterface
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("installed_kernels")]

@@ -13,7 +13,7 @@ import pytest
 from native.fixtures import made_once
 from odin_engines.bundle import FORWARD, GRADIENT, ODIN, Bundle, read_bundle, write_bundle
 from odin_engines.spec import Spec
-from odin_runtime.scorer import normalised
+from odin_runtime.images import normalised
 from runtime.plan_double import TWINS
 
 KINDS: dict[str, dict[str, object]] = {

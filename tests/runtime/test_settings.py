@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from odin_engines.bundle import Bundle
+from odin_engines.engine import Tuning
 from odin_engines.errors import OdinError
 from odin_runtime import Scorer
 from odin_runtime.gpu_options import GpuOptions, check_options
@@ -27,26 +28,34 @@ def test_a_built_in_setting_is_a_float32(tiny_bundle: Bundle) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "threads", "network", "message"),
+    ("name", "options", "tuning", "network", "message"),
     [
-        ("trt", GpuOptions(), 2, None, "threads are of engines that compute on the CPU"),
-        ("rtx", GpuOptions(), None, 1, "a network is for engine torch, and engine rtx runs"),
-        ("ort", GpuOptions(), 2, 1, "a network is for engine torch, and engine ort runs"),
-        ("ort", GpuOptions(form="split"), None, None, "form, driver, device and graphs are opt"),
-        ("torch", GpuOptions(graphs=False), None, 1, "form, driver, device and graphs are opt"),
+        ("trt", GpuOptions(), Tuning(2), None, "threads are of engines that compute on the CPU"),
+        ("torch", GpuOptions(), Tuning(streams=2), None, "streams are of engines openvino and ort"),
+        ("ort", GpuOptions(), Tuning(streams=0), None, "streams is 0; it has to be 1 or more"),
+        ("rtx", GpuOptions(), Tuning(), 1, "a network is for engine torch, and engine rtx runs"),
+        ("ort", GpuOptions(), Tuning(2), 1, "a network is for engine torch, and engine ort runs"),
+        (
+            "ort",
+            GpuOptions(form="split"),
+            Tuning(),
+            None,
+            "form, driver, device and graphs are op",
+        ),
+        ("torch", GpuOptions(graphs=False), Tuning(), 1, "form, driver, device and graphs are op"),
     ],
 )
 def test_options_of_other_engines(
-    name: str, options: GpuOptions, threads: int | None, network: Any, message: str
+    name: str, options: GpuOptions, tuning: Tuning, network: Any, message: str
 ) -> None:
     with pytest.raises(OdinError, match=f"^{message}"):
-        check_options(name, options, threads, network)
+        check_options(name, options, tuning, network)
 
 
 def test_options_of_the_engine() -> None:
-    check_options("trt", GpuOptions("split", "pycuda", 1, True, 8), None, None)
-    check_options("ort", GpuOptions(batch_size=8), 2, None)
-    check_options("torch", GpuOptions(), None, object())
+    check_options("trt", GpuOptions("split", "pycuda", 1, True, 8), Tuning(), None)
+    check_options("ort", GpuOptions(batch_size=8), Tuning(2, 3), None)
+    check_options("torch", GpuOptions(), Tuning(), object())
 
 
 def test_opening_refuses_a_network_that_would_not_run(tiny_bundle: Bundle) -> None:
