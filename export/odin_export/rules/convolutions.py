@@ -17,10 +17,11 @@ def conv(e: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
 
     With stride 1 it is a convolution of dy with W flipped in space and with its channel axes
     exchanged, padded by dilation (k - 1) - pad: faster than ConvTranspose in most engines.
-    Otherwise it is ConvTranspose with W as it is; where engines have no such ConvTranspose
-    (strided and dilated at once, or bfloat16), stride - 1 zeros behind each cell of dy make it one
-    of stride 1. W is stored once: the flip is part of the graph, on constants, and engines fold it
-    when they load the graph.
+    Windows that tile the image (patches) are a convolution of kernel 1, whose channels are the
+    cells of a tile. Otherwise it is ConvTranspose with W as it is; where engines have no such
+    ConvTranspose (strided and dilated at once, or bfloat16), stride - 1 zeros behind each cell of
+    dy make it one of stride 1. W is stored once: flipping and reordering it is part of the graph,
+    on constants, and engines fold it when they load the graph.
     """
     x, weight = operand(node, 0), operand(node, 1)
     _refuse_weights_of_the_image(e, node)
@@ -28,6 +29,8 @@ def conv(e: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
     if not window.strided:
         pads = [r - p for r, p in zip(window.reach * 2, window.pads, strict=True)]
         dx = _flipped_conv(e, node, dy, window, pads)
+    elif _tiles(window, dims(x)[2:]) and node.attributes.get_int("group", 1) == 1:
+        dx = _conv_of_tiles(e, node, dy, window)
     elif window.dilated or e.dtype == ir.DataType.BFLOAT16:
         dx = _conv_of_gaps(e, node, dy, window)
     else:
@@ -141,6 +144,24 @@ def _conv_transpose(e: Emitter, node: ir.Node, dy: ir.Value, window: Window) -> 
     if all(known or stride == 1 for known, stride in zip(fixed, window.strides, strict=True)):
         return dx
     return cut(e, dx, window, x)
+
+
+def _tiles(window: Window, sizes: Sizes) -> bool:
+    """Whether square windows cover an image, each cell once."""
+    side = window.kernel[0]
+    fitting = all(isinstance(size, int) and size % side == 0 for size in sizes)
+    plain = not window.dilated and not any(window.pads) and not window.same
+    return window.rank == 2 and window.kernel == window.strides == [side] * 2 and fitting and plain
+
+
+def _conv_of_tiles(e: Emitter, node: ir.Node, dy: ir.Value, window: Window) -> ir.Value:
+    """Each cell of dy becomes the channels and cells of its tile, which are then put in place."""
+    side = window.kernel[0]
+    # (O, C, k, k) -> (O, C k k, 1, 1) -> (C k k, O, 1, 1)
+    columns = e.op("Reshape", operand(node, 1), e.integers([0, -1, 1, 1], "shape"))
+    weight = e.op("Transpose", columns, perm=[1, 0, 2, 3])
+    tiles = e.op("Conv", dy, weight, kernel_shape=[1, 1])
+    return e.op("DepthToSpace", tiles, blocksize=side, mode="CRD")
 
 
 def _conv_of_gaps(e: Emitter, node: ir.Node, dy: ir.Value, window: Window) -> ir.Value:

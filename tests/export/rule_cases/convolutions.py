@@ -52,6 +52,11 @@ CONVOLUTIONS = [
     conv("depthwise, kernel 1", ("N", 3, 2, 2), "group = 3", (3, 1, 1, 1)),
     conv("depthwise, multiplier 2", ("N", 3, 3, 3), "group = 3", (6, 1, 2, 2)),
     conv("one channel, kernel 2", ("N", 1, 3, 3), "group = 1", (1, 1, 2, 2)),
+    conv("tiles of 2", ("N", 2, 4, 6), "strides = [2, 2]", (3, 2, 2, 2), bias=True),
+    conv("tiles of 3, square weight", ("N", 1, 6, 3), "strides = [3, 3]", (9, 1, 3, 3)),
+    conv("tiles that do not fit", ("N", 2, 5, 4), "strides = [2, 2]", (3, 2, 2, 2)),
+    conv("tiles of any number", ("N", 2, "H", "W"), "strides = [2, 2]", (3, 2, 2, 2), at=SMALL),
+    conv("tiles, 2 groups", ("N", 4, 4, 4), "group = 2, strides = [2, 2]", (2, 2, 2, 2)),
     conv("dilation 2", IMAGE, "dilations = [2, 2], pads = [2, 2, 2, 2]", (3, 2, 3, 3)),
     conv("dilation 2 3", IMAGE, "dilations = [2, 3], pads = [0, 2, 1, 1]", (1, 2, 3, 2)),
     conv(
