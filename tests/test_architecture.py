@@ -49,6 +49,7 @@ LIGHT_MODULES = (
     "odin_engines.engine",
     "odin_export.cli",
     "odin_bench.cli",
+    "odin_bench.grid",
 )
 MOST_LINES = 450
 

@@ -1,4 +1,4 @@
-"""odin-bench: how well a bundle tells out-of-distribution images, and whether PyTorch agrees."""
+"""odin-bench: how well a bundle tells out-of-distribution images, whether PyTorch agrees, speed."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from odin_bench.flags import parser
+from odin_bench.flags import check_mode, parser
+from odin_bench.grid import is_grid
 from odin_engines import command
 from odin_engines.engine import ENGINES, converts, resolve
 from odin_engines.errors import OdinError
@@ -41,9 +43,20 @@ def _bench(parsed: argparse.Namespace) -> int:
         from odin_bench.doctor import diagnose
 
         return diagnose(parsed.nn or parsed.model, parsed.engine, parsed.precision, parsed.json)
+    check_mode(parsed)
     engine = resolve(parsed.engine, parsed.precision or "fp32")
     if parsed.gpu is not None and (info is None or not info.gpu_extra):
         _say(f"--gpu {parsed.gpu} changes nothing: --engine {parsed.engine} is not one for a GPU")
+    if parsed.throughput or parsed.profile:
+        from odin_bench.throughput_cli import run
+
+        return run(parsed, partial(_bundle, parsed, engine), partial(_scorer, parsed))
+    if is_grid(parsed.magnitude) or is_grid(parsed.temperature):
+        from odin_bench.sweep import check_engine
+        from odin_bench.sweep_cli import sweep
+
+        check_engine(parsed.engine)
+        return sweep(parsed, _bundle(parsed, engine))
     bundle = _bundle(parsed, engine)
     magnitude_of = _magnitudes(parsed, bundle)
     with _scorer(parsed, bundle) as scorer:
@@ -72,13 +85,14 @@ def _score_sets(
     parsed: argparse.Namespace, scorer: Scorer, magnitude_of: Callable[[str], float]
 ) -> int:
     """Score and print all sets; return the exit status."""
+    from odin_bench import sets
     from odin_bench.evaluation import Evaluation
 
-    in_set = _in_set(parsed, scorer)
-    size = _size(parsed, scorer, in_set)
-    out_sets = _out_sets(parsed, scorer, in_set, size)
-    settings = [_setting(parsed, scorer, magnitude_of(out_set.name)) for out_set in out_sets]
     spec = scorer.spec
+    in_set = sets.in_set(parsed, spec)
+    size = sets.size(parsed, spec, in_set, _say)
+    out_sets = sets.out_sets(parsed, spec, in_set, size, _say)
+    settings = [_setting(parsed, scorer, magnitude_of(out_set.name)) for out_set in out_sets]
     _say(
         f"{spec.architecture}, weights {spec.checkpoint}, engine {scorer.engine}, "
         f"{scorer.precision}, {spec.method}; {in_set.name} from {in_set.source}"
@@ -103,60 +117,6 @@ def _score_sets(
     return status
 
 
-def _in_set(parsed: argparse.Namespace, scorer: Scorer) -> Dataset:
-    from odin_bench import datasets
-    from odin_bench.evaluation import check_classes
-
-    name = parsed.in_dataset or scorer.spec.in_dataset
-    if name is None:
-        raise OdinError("the bundle names no in-distribution set; give one with --in-dataset")
-    in_set = _cropped(datasets.load(name, parsed.data, role="in"), parsed.crop)
-    check_classes(scorer, in_set)
-    return in_set
-
-
-def _size(parsed: argparse.Namespace, scorer: Scorer, in_set: Dataset) -> tuple[int, int] | None:
-    """Height and width to which images are scaled; None leaves them as they are."""
-    from odin_bench.evaluation import size_to_scale_to
-
-    if parsed.resize:
-        return (parsed.resize, parsed.resize)
-    size = size_to_scale_to(scorer.spec, in_set.images.shape[1:3])
-    if size:
-        _say(
-            f"images are scaled to {size[0]}x{size[1]}, which {scorer.spec.model} takes; --resize "
-            "and --crop change that"
-        )
-    return size
-
-
-def _out_sets(
-    parsed: argparse.Namespace, scorer: Scorer, in_set: Dataset, size: tuple[int, int] | None
-) -> list[Dataset]:
-    """Load every out-of-distribution set, so that one that does not fit fails before the work."""
-    from odin_bench import datasets
-    from odin_runtime.scorer import check_images
-
-    loaded = []
-    for name in parsed.out_dataset or datasets.available(parsed.data, in_set.name):
-        try:
-            out_set = _cropped(datasets.load(name, parsed.data, role="out"), parsed.crop)
-            datasets.protocol_split(in_set, out_set, limit=parsed.limit)
-            sample = out_set.part(0, 1)
-            check_images((sample.resized(*size) if size else sample).images, scorer.spec)
-        except OdinError as error:
-            if parsed.out_dataset:
-                raise OdinError(f"--out-dataset {name}: {error}") from None
-            _say(f"{name} is left out: {error}")  # it was at hand, but nobody asked for it
-            continue
-        loaded.append(out_set)
-    return loaded
-
-
-def _cropped(images: Dataset, crop: int | None) -> Dataset:
-    return images.cropped(crop) if crop and max(images.images.shape[1:3]) > crop else images
-
-
 def _write_json(
     parsed: argparse.Namespace, scorer: Scorer, results: list[Result], parity: Parity | None
 ) -> None:
@@ -176,19 +136,20 @@ def _check_json_folder(path: Path | None) -> None:
         raise OdinError(f"--json {path} is a folder; give the name of a file")
 
 
-def _bundle(parsed: argparse.Namespace, engine: str) -> Bundle:
+def _bundle(parsed: argparse.Namespace, engine: str, **changes: object) -> Bundle:
+    """The bundle that the flags name; `changes` are of `Options`, where it is exported."""
     from odin_bench.models import find_bundle, with_plans
     from odin_engines.bundle import is_bundle
     from odin_export.exporter import Options
     from odin_export.flags import given_options
-    from odin_runtime.scorer import PLAN_ENGINES
+    from odin_runtime.gpu_options import PLAN_ENGINES
 
     name = parsed.nn or parsed.model or "densenet10"
     # What is exported here takes any temperature and magnitude, so one export serves every run.
     given = given_options(parsed)
     if parsed.precision and converts(engine, parsed.precision):
         del given["precision"]  # an fp32 bundle serves
-    options = Options(**given, tunable=True)  # type: ignore[arg-type]
+    options = Options(**{**given, "tunable": True, **changes})  # type: ignore[arg-type]
     bundle = find_bundle(name, parsed.checkpoint, options, lambda step: _say(f"{name}: {step}"))
     if engine in PLAN_ENGINES and not is_bundle(Path(name)):  # a user's own is left as it is
         bundle = with_plans(bundle, engine, lambda step: _say(f"{name}: {step}"))
@@ -240,6 +201,7 @@ def _scorer(parsed: argparse.Namespace, bundle: Bundle) -> Scorer:
         parsed.engine,
         precision=parsed.precision,
         threads=parsed.threads,
+        streams=parsed.streams,
         network=network,
     )
 
@@ -250,7 +212,7 @@ def _setting(parsed: argparse.Namespace, scorer: Scorer, magnitude: float) -> Se
     from odin_bench.metrics import reference_grids
 
     spec = scorer.spec
-    temperature = spec.temperature if parsed.temperature is None else parsed.temperature
+    temperature = spec.temperature if parsed.temperature is None else float(parsed.temperature)
     scorer.check_setting(temperature, magnitude)
     if parsed.metrics == "reference":
         reference_grids(spec.classes, temperature)

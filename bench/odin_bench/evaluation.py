@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 from odin_bench.datasets import Dataset, Split, protocol_split
 from odin_bench.metrics import Grid, Metrics, evaluate, reference_grids
-from odin_engines.errors import OdinError
 from odin_engines.spec import Spec
 from odin_runtime import Scorer, Scores
 
@@ -143,16 +142,3 @@ def size_to_scale_to(spec: Spec, given: tuple[int, ...]) -> tuple[int, int] | No
     else:
         wanted = (max(height, least_height), max(width, least_width))
     return None if wanted == (height, width) else wanted
-
-
-def check_classes(scorer: Scorer, in_set: Dataset) -> None:
-    """Check that the set's labels are those of the network.
-
-    Raises:
-        OdinError: the set has more classes than the network.
-    """
-    if in_set.labels is not None and in_set.labels.max() >= scorer.spec.classes:
-        raise OdinError(
-            f"{in_set.name} has labels up to {in_set.labels.max()}, but {scorer.spec.model} has "
-            f"{scorer.spec.classes} classes; choose another --in-dataset"
-        )

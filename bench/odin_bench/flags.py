@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from odin_bench.grid import is_grid, parse_grid
 from odin_engines.engine import ENGINE_NAMES
+from odin_engines.errors import OdinError
 from odin_engines.spec import DEFAULT_MAGNITUDE, DEFAULT_TEMPERATURE
 from odin_export.flags import add_model_options
 
 _DESCRIPTION = """\
 Score in-distribution images against out-of-distribution images, print the table of the ODIN release
-for each set, and check the engine against the PyTorch reference.
+for each set, and check the engine against the PyTorch reference. Or time it: see --throughput.
 """
 _EXAMPLES = """\
 examples:
@@ -23,6 +25,14 @@ examples:
         a bundle; the checkpoint is needed for the PyTorch reference only
   odin-bench --doctor
         what can score here; for each engine that cannot, what it lacks
+  odin-bench densenet10 --magnitude 0:0.004:21 --temperature 1,2,5,10,100,1000 --out-dataset SVHN
+        every pair, at the cost of what differs between them; which to take, and what it comes to
+  odin-bench densenet10 --throughput --batch-sizes 1,64 --json speed.json
+        how fast each engine scores, in images a second, in forward passes and beside PyTorch
+  odin-bench densenet10 --profile --engine ort
+        where the time goes, by type of op
+  odin-bench densenet10 --throughput --end-to-end photos/
+        how long a whole set takes from files to scores, and which step is the slowest
   odin-bench --nn densenet10 --out_dataset Imagenet --magnitude 0.0014 --temperature 1000 --gpu 0
         as the release's own program is called
 
@@ -30,6 +40,28 @@ data sets: cifar10 and cifar100 in-distribution; Imagenet, Imagenet_resize, LSUN
   SVHN, DTD, CIFAR-100, Uniform, Gaussian out of it; any .npz file with x, uint8 (N, H, W, 3); any
   folder of images. They are looked for in --data, $ODIN_DATA and the cache folder.
 """
+
+
+_SPEED = """\
+Without --engine, the engines that compute on a CPU, in each precision that they have here, and
+PyTorch. Programs take turns, so that what drifts hits all alike. Passes are the time of ODIN over
+that of the same engine's forward pass, except with trt and rtx, of which only scoring is timed.
+"""
+# Which flags change what, by the names that argparse gives them.
+_OF_SPEED = {
+    "batch_sizes": ("throughput", "profile"),
+    "size": ("throughput", "profile"),
+    "seconds": ("throughput",),
+    "torch_compile": ("throughput",),
+    "end_to_end": ("throughput",),
+}
+_OF_ROUNDS = ("batch_sizes", "seconds", "torch_compile")
+_OF_SCORING = (
+    *("in_dataset", "out_dataset", "data", "crop", "resize", "limit"),
+    *("magnitude", "temperature", "metrics", "parity"),
+)
+BATCH_SIZES = (1, 8, 64)
+SECONDS = 20.0
 
 
 def parser() -> argparse.ArgumentParser:
@@ -53,7 +85,35 @@ def parser() -> argparse.ArgumentParser:
     _add_model_options(model)
     _add_data_options(whole.add_argument_group("on what images"))
     _add_result_options(whole.add_argument_group("how, and what comes out"))
+    _add_speed_options(whole.add_argument_group("how fast, in place of how well", _SPEED))
     return whole
+
+
+def check_mode(parsed: argparse.Namespace) -> None:
+    """Check that no flag was given that would change nothing.
+
+    Raises:
+        OdinError: naming it, and the flag that it goes with.
+    """
+    modes = {mode for mode in ("throughput", "profile") if getattr(parsed, mode)}
+    default = parser().get_default
+    given = {name for name in vars(parsed) if getattr(parsed, name) != default(name)}
+    for name in sorted(given & set(_OF_SPEED)):
+        if not modes & set(_OF_SPEED[name]):
+            wanted = " or ".join(f"--{mode}" for mode in _OF_SPEED[name])
+            raise OdinError(f"{_flag(name)} goes with {wanted}; add it")
+    for name in sorted(given & set(_OF_SCORING)) if modes else ():
+        raise OdinError(
+            f"{_flag(name)} is of scoring sets of images; leave it out with --{max(modes)}"
+        )
+    if "parity" in given and (is_grid(parsed.magnitude) or is_grid(parsed.temperature)):
+        raise OdinError("--parity changes nothing with a grid of settings; leave it out")
+    for name in sorted(given & set(_OF_ROUNDS)) if parsed.end_to_end else ():
+        raise OdinError(f"{_flag(name)} changes nothing with --end-to-end; leave it out")
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _add_model_options(group: argparse._ArgumentGroup) -> None:
@@ -62,13 +122,15 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
         "--magnitude",
         metavar="M",
         help="of the perturbation, for pixels in [0, 1]; 'release' takes the published one for "
-        f"each set (default: the bundle's, or {DEFAULT_MAGNITUDE:g})",
+        f"each set; a grid, 0:0.004:21 for 21 values or 0,0.001,0.002, tries them all (default: "
+        f"the bundle's, or {DEFAULT_MAGNITUDE:g})",
     )
     group.add_argument(
         "--temperature",
-        type=float,
+        type=_numbers,
         metavar="T",
-        help=f"of the softmax (default: the bundle's, or {DEFAULT_TEMPERATURE:g})",
+        help="of the softmax; a grid, such as 1,10,1000, tries them all with each magnitude "
+        f"(default: the bundle's, or {DEFAULT_TEMPERATURE:g})",
     )
 
 
@@ -120,7 +182,19 @@ def _add_result_options(group: argparse._ArgumentGroup) -> None:
         "ort-trt, trt and rtx run on a GPU, the last two plans of the bundle, which are built "
         "first for a network that is given by its name (default: auto)",
     )
-    group.add_argument("--threads", type=_positive, metavar="N", help="of the engine")
+    group.add_argument(
+        "--threads",
+        type=_positive,
+        metavar="N",
+        help="of the engine (default: what it takes by itself)",
+    )
+    group.add_argument(
+        "--streams",
+        type=_positive,
+        metavar="N",
+        help="batches that openvino and ort compute at once, each with its share of the threads "
+        "(default: one for each core)",
+    )
     group.add_argument(
         "--metrics",
         choices=("exact", "reference"),
@@ -149,6 +223,82 @@ def _add_result_options(group: argparse._ArgumentGroup) -> None:
         help="the N-th of the GPUs that CUDA_VISIBLE_DEVICES leaves, from 0, for the engines that "
         "run on one (default: 0)",
     )
+
+
+def _add_speed_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--throughput",
+        action="store_true",
+        help="time ODIN and the forward pass: images a second, latency, passes, and how many times "
+        "as fast as PyTorch; --engine, --precision and --method leave out the others",
+    )
+    group.add_argument(
+        "--profile",
+        action="store_true",
+        help="tell where the time goes in openvino and ort, by type of op, at the first of "
+        "--batch-sizes",
+    )
+    group.add_argument(
+        "--batch-sizes",
+        type=_batch_sizes,
+        metavar="N,N",
+        default=BATCH_SIZES,
+        help=f"images a call (default: {','.join(map(str, BATCH_SIZES))})",
+    )
+    group.add_argument(
+        "--seconds",
+        type=_seconds,
+        metavar="S",
+        default=SECONDS,
+        help="for each batch size, from when all is warm; seven rounds are done at least, and no "
+        "more once the passes are known to 1 %% (default: %(default)g)",
+    )
+    group.add_argument(
+        "--size",
+        type=_positive,
+        metavar="N",
+        help="images of N x N pixels (default: the smallest that the network takes, from 32; with "
+        "--end-to-end as they are, where the network takes that)",
+    )
+    group.add_argument(
+        "--torch-compile",
+        action="store_true",
+        help="time PyTorch with torch.compile too, which takes minutes to compile",
+    )
+    group.add_argument(
+        "--end-to-end",
+        type=Path,
+        metavar="PATH",
+        help="score a whole folder of images or .npz file instead, and tell how long reading, "
+        "preprocessing and scoring take",
+    )
+
+
+def _numbers(text: str) -> str:
+    try:
+        parse_grid(text)
+    except OdinError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
+def _batch_sizes(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(dict.fromkeys(map(_positive, text.split(","))))
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: give whole numbers from 1, as 1,8,64"
+        ) from None
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= 86400:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a number of seconds above 0, to 86400")
+    return seconds
 
 
 def _positive(text: str) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from odin_bench.parity import Parity
 from odin_engines.cuda_probe import ask_driver
 from odin_engines.files import replacing
 from odin_engines.packages import installed
+from odin_engines.spec import Method, Precision, Spec
 from odin_runtime import Scorer
 
 _PACKAGES = (
@@ -36,6 +37,36 @@ def as_json(scorer: Scorer, results: Sequence[Result], parity: Parity | None) ->
         "results": [dataclasses.asdict(result) for result in results],
         "parity": None if parity is None else dataclasses.asdict(parity),
         "throughput": [],
+        "environment": environment(),
+    }
+
+
+def measured_as_json(
+    spec: Spec,
+    engine: str,
+    precision: Precision | None,
+    method: Method | None,
+    measured: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return what `--json` writes where it is speed that was measured.
+
+    Args:
+        spec: of the network.
+        engine: the one that was asked for, "auto" for several.
+        precision, method: of all that was measured; None for several.
+        measured: what came out, under names beside those that are always there.
+    """
+    return {
+        "schema": 1,
+        "model": spec.model,
+        "engine": engine,
+        "precision": precision,
+        "method": method,
+        "checkpoint": {"file": spec.checkpoint, "sha256": spec.checkpoint_sha256},
+        "results": [],
+        "parity": None,
+        "throughput": [],
+        **measured,
         "environment": environment(),
     }
 

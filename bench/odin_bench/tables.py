@@ -7,9 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from odin_bench.metrics import Metrics
 from odin_bench.published import published
+
+if TYPE_CHECKING:
+    from odin_bench.profile import Profile
+    from odin_bench.throughput import Row as Speed
 
 DISPLAY_NAMES = {
     "cifar10": "CIFAR-10",
@@ -97,7 +102,7 @@ def summary_table(
             label = f"published (magnitude {paper.magnitude:g}){mark}"
             cells.append([label, "", "", *_pairs(paper.baseline, paper.odin)])
             marked = bool(mark)
-    table = "Baseline/ODIN in percent; in-distribution is the positive class.\n\n" + _aligned(cells)
+    table = "Baseline/ODIN in percent; in-distribution is the positive class.\n\n" + aligned(cells)
     return f"{table}\n\n[1] {_one_line(weights_note)}" if marked and weights_note else table
 
 
@@ -108,9 +113,49 @@ def scores_table(rows: Sequence[tuple[str, str, Metrics]]) -> str:
         values = [metrics.fpr95, metrics.detection_error, metrics.auroc]
         values += [metrics.aupr_in, metrics.aupr_out]
         cells.append([display_name(out_dataset), name, *(f"{100 * value:.1f}" for value in values)])
-    return "Further scores, in percent.\n\n" + _aligned(cells)
+    return "Further scores, in percent.\n\n" + aligned(cells)
 
 
+def throughput_table(rows: Sequence[Speed]) -> str:
+    """Programs at one batch size: how fast they are, and how many forward passes ODIN takes."""
+    cells = [list(_SPEED_COLUMNS)]
+    for row in rows:
+        passes = "-"
+        if row.passes is not None:
+            passes = f"{row.passes:.2f}"
+        if row.passes_interval is not None:
+            passes += " [{:.2f}, {:.2f}]".format(*row.passes_interval)
+        cells.append(
+            [
+                f"{row.engine} {row.layout}".strip(),
+                row.precision,
+                row.method,
+                f"{row.images_per_second:,.1f}",
+                *(f"{row.latency_ms[name]:,.2f}" for name in ("p50", "p90", "p99")),
+                passes,
+                _times(row.speedup_vs_torch),
+                _times(row.speedup_vs_eager),
+            ]
+        )
+    return aligned(cells)
+
+
+def profile_table(profile: Profile) -> str:
+    """The ops of one graph: how often each is executed, and its share of the time."""
+    total = profile.milliseconds
+    cells = [["Op", "kernel", "count", "ms an image", "share"]]
+    for op in profile.ops:
+        share = f"{100 * op.milliseconds / total:.1f} %" if total else "-"
+        cells.append([op.op, op.kernel or "-", str(op.count), f"{op.milliseconds:.4f}", share])
+    count = sum(op.count for op in profile.ops)
+    cells.append(["total", "", str(count), f"{total:.4f}", ""])
+    return aligned(cells)
+
+
+_SPEED_COLUMNS = (
+    *("Engine", "precision", "method", "images/s", "p50 ms", "p90 ms", "p99 ms"),
+    *("passes [95 %]", "x best PyTorch", "x eager"),
+)
 _COLUMNS = (
     "Out-of-distribution",
     "n in/out",
@@ -128,6 +173,10 @@ def _release_line(label: str, baseline: float, odin: float, width: int) -> str:
     return label + left + f"{100 * odin:.1f}%".rjust(width - _BASELINE_END)
 
 
+def _times(ratio: float | None) -> str:
+    return "-" if ratio is None else f"{ratio:.2f}"
+
+
 def _pairs(baseline: Metrics, odin: Metrics) -> list[str]:
     pairs = [
         (baseline.fpr95, odin.fpr95),
@@ -139,7 +188,7 @@ def _pairs(baseline: Metrics, odin: Metrics) -> list[str]:
     return [f"{100 * left:.1f}/{100 * right:.1f}" for left, right in pairs]
 
 
-def _aligned(cells: list[list[str]]) -> str:
+def aligned(cells: list[list[str]]) -> str:
     """A Markdown table, columns padded to equal width: the first flush left, the others right."""
     # A bar in a name would end its cell.
     cells = [[_one_line(cell).replace("|", "\\|") for cell in line] for line in cells]

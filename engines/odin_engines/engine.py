@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import numpy as np
 
 from odin_engines.cuda_probe import OLDEST_DRIVERS, ask_driver
 from odin_engines.errors import OdinError
+from odin_engines.files import user_cache
 from odin_engines.packages import install_command
 from odin_engines.plan_records import ENGINE_TITLES
 from odin_engines.spec import Precision, Spec
@@ -138,6 +140,19 @@ def images_at_once(name: str, precision: Precision) -> int:
     if info is None or info.gpu_extra is not None:
         return EngineInfo.at_once
     return info.at_once * (2 if precision == "bf16" else 1)  # half the bytes
+
+
+def cache_folder(name: str) -> Path | None:
+    """Where engine `name` may keep what it compiles; None where there is no room for it."""
+    base = user_cache()
+    if name != "openvino" or base is None:
+        return None
+    folder = base / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:  # a cache is not worth an error: without it, opening takes longer
+        return None
+    return folder if os.access(folder, os.W_OK) else None
 
 
 def takes_precision(name: str, spec: Spec, precision: Precision) -> str | None:

@@ -26,6 +26,7 @@ from odin_engines.spec import Spec
 from odin_export import clean
 from odin_export.backward import append_backward
 from odin_export.emit import Emitter, dims
+from odin_export.rewrites import fold_scales
 from odin_export.scores import Inputs, append_scores, find_head
 
 
@@ -155,6 +156,8 @@ def _finish(model: ir.Model, outputs: dict[str, ir.Value], classes: int) -> onnx
         output.type = ir.TensorType(ir.DataType.INT64 if name == "label" else ir.DataType.FLOAT)
         graph.outputs.append(output)
     graph.sort()
+    clean.infer_shapes(model)
+    fold_scales(graph)
     return clean.to_proto(model)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,9 +14,8 @@ import numpy as np
 from odin_engines import engine as engines
 from odin_engines.batches import parts
 from odin_engines.bundle import ODIN, Bundle, read_bundle
-from odin_engines.engine import Session, Tuning
+from odin_engines.engine import Session, Tuning, cache_folder
 from odin_engines.errors import OdinError
-from odin_engines.files import user_cache
 from odin_engines.spec import Precision, Spec
 from odin_runtime.gpu_options import PLAN_ENGINES, FormName, GpuOptions, check_options
 from odin_runtime.images import check_images, check_layout, normalised
@@ -145,7 +143,7 @@ class Scorer:
         options = GpuOptions(form, driver, device, graphs, batch_size)
         precision = precision or opened.spec.precision
         name = engines.resolve(engine, precision)
-        tuning = Tuning(threads, streams, _cache_folder(name) if cache else None)
+        tuning = Tuning(threads, streams, cache_folder(name) if cache else None)
         check_options(name, options, tuning, network)
         session: Session | GpuSession
         if name == "torch":
@@ -351,19 +349,6 @@ class Scorer:
                 "give it (N, H, W, C) uint8, or export it with --input-type float32"
             )
         return np.ascontiguousarray(images)
-
-
-def _cache_folder(engine: str) -> Path | None:
-    """Where an engine may keep what it compiles; None where there is no room for it."""
-    base = user_cache()
-    if engine != "openvino" or base is None:
-        return None
-    folder = base / engine
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:  # a cache is not worth an error: without it, opening takes longer
-        return None
-    return folder if os.access(folder, os.W_OK) else None
 
 
 def _wanted_magnitudes(

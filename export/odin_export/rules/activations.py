@@ -17,10 +17,12 @@ from odin_export.rules.common import Gradients, operand, sizes_of, type_of
 
 
 def relu(e: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
-    """y = max(x, 0); dx = dy where y > 0, else 0. At x = 0 the gradient is 0, as in PyTorch."""
-    zero = e.floats(0, "zero")
-    positive = e.op("Greater", node.outputs[0], zero)
-    return [e.op("Where", positive, dy, zero)]
+    """y = max(x, 0); dx = dy where y > 0, else 0. At x = 0 the gradient is 0, as in PyTorch.
+
+    A product, not a choice: the same in OpenVINO, and faster in ONNX Runtime.
+    """
+    positive = e.op("Greater", node.outputs[0], e.floats(0, "zero"))
+    return [e.op("Mul", dy, e.op("Cast", positive, to=int(e.dtype)))]
 
 
 def leaky_relu(e: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:

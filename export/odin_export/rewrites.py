@@ -1,0 +1,97 @@
+"""Named rewrites of a finished graph: the same numbers, but for rounding, in less time.
+
+Each is a function that changes a graph in place; what it gains stands in bench/RESULTS.md.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from odin_export.emit import Emitter, constant_value, dims
+
+
+def fold_scales(graph: ir.Graph) -> int:
+    """Let convolutions of the backward pass give what is scaled by channel only after a mask.
+
+    A batch norm before a ReLU makes of the gradient d behind the next convolution W
+
+        s * (mask * (W' d)) = mask * ((s W') d)
+
+    with s of one number a channel and W' the weight turned around. W' is computed from constants,
+    and so is s W', when an engine loads the graph. Float32 only: in half precision s W' could leave
+    the range that W' is in.
+
+    Returns:
+        How many scales were folded.
+    """
+    e = Emitter(graph, ir.DataType.FLOAT)
+    constant = _constants(graph)
+    folded = 0
+    for node in list(graph):
+        found = _scaled_convolution(node, constant)
+        if found is None:
+            continue
+        convolution, masked, scale = found
+        weight = convolution.inputs[1]
+        assert weight is not None
+        column = e.constant(scale.reshape(-1, *[1] * (len(dims(weight)) - 1)), f"{node.name}_scale")
+        scaled = e.op("Mul", weight, column, name=f"{convolution.name}_weight")
+        scaled.shape, scaled.type = weight.shape, weight.type
+        convolution.replace_input_with(1, scaled)
+        constant.add(scaled)
+        node.outputs[0].replace_all_uses_with(masked)
+        graph.remove(node, safe=True)
+        folded += 1
+    graph.sort()
+    return folded
+
+
+def _scaled_convolution(
+    node: ir.Node, constant: set[ir.Value]
+) -> tuple[ir.Node, ir.Value, np.ndarray] | None:
+    """The convolution, its masked result and the scale, if the node scales that by channel."""
+    if node.op_type != "Mul" or node.outputs[0].dtype != ir.DataType.FLOAT:
+        return None
+    if node.outputs[0].is_graph_output():
+        return None
+    masked, by = node.inputs
+    scale = constant_value(by)
+    if masked is None or scale is None or not _by_channel(scale, masked):
+        return None
+    mask = _only_user(masked, node)
+    if mask is None or mask.op_type != "Mul":
+        return None
+    for value in mask.inputs:
+        convolution = None if value is None else _only_user(value, mask)
+        if convolution is None or convolution.op_type != "Conv" or len(convolution.inputs) != 2:
+            continue
+        if convolution.inputs[1] in constant and masked.shape == value.shape:  # type: ignore[union-attr]
+            return convolution, masked, scale
+    return None
+
+
+def _only_user(value: ir.Value, user: ir.Node) -> ir.Node | None:
+    """The node that makes a value which this node alone uses."""
+    uses = value.uses()
+    if len(uses) != 1 or value.is_graph_output() or next(iter(uses)).node is not user:
+        return None
+    return value.producer()
+
+
+def _by_channel(scale: np.ndarray, value: ir.Value) -> bool:
+    """Whether it has a number for each channel of a value (N, C, ...), and broadcasts to it."""
+    if value.shape is None or value.shape.rank() < 3:
+        return False
+    channels = dims(value)[1]
+    return scale.shape == (channels, *[1] * (value.shape.rank() - 2))
+
+
+def _constants(graph: ir.Graph) -> set[ir.Value]:
+    """Values that depend on no input."""
+    constant = set(graph.initializers.values())
+    for node in graph:
+        inputs = [value for value in node.inputs if value is not None]
+        if inputs and all(value in constant for value in inputs):
+            constant.update(node.outputs)
+    return constant
