@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,15 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores are at wor
 
 CLASSES = 10
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_cache_of_compiled_graphs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing that an earlier run compiled is taken, and nothing is left in the user's cache."""
+    folder = tmp_path_factory.mktemp("compiled")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("odin_runtime.scorer.cache_folder", lambda name: folder)
+        yield
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -216,6 +216,7 @@ def _timed(run: Run, images: Dataset) -> Swept:
     """Sweep the whole grid, and count what it cost."""
     pixels = run.pixels(images)
     run.sweep.score(pixels[:1], run.magnitudes, run.temperatures)  # opens what is not open yet
+    run.sweep.score(pixels[:1], (0.0,), (1.0,))
     run.cost.forward.append(_forward_seconds(run, pixels))
     start = time.perf_counter()
     swept = _with_bar(run, images.name, pixels, run.magnitudes, run.temperatures)

@@ -17,8 +17,8 @@ from odin_bench.timing import NOISY, Interval, Timing, measure
 from odin_engines import engine as engines
 from odin_engines.batches import run_in_parts
 from odin_engines.bundle import FORWARD, ODIN, Bundle
-from odin_engines.cores import physical_cores
-from odin_engines.engine import ENGINES, Arrays, Tuning
+from odin_engines.cores import streams_of
+from odin_engines.engine import ENGINES, Arrays, Session, Tuning
 from odin_engines.spec import Method, Precision, Spec
 from odin_runtime import Scorer
 from odin_runtime.images import normalised
@@ -47,6 +47,8 @@ class Program:
         raw: it takes raw images, uint8 (N, H, W, C), rather than normalised ones.
         held: how many images' activations it keeps in main memory, also between calls; None: those
             of the batch, during a call.
+        least: it is timed from this batch size on: the forward pass of a batch that is not cut into
+            parts differs from one that is only then.
     """
 
     engine: str
@@ -56,6 +58,7 @@ class Program:
     layout: str = ""
     raw: bool = False
     held: int | None = None
+    least: int = 1
 
     @property
     def group(self) -> tuple[str, str, str]:
@@ -65,7 +68,8 @@ class Program:
     @property
     def name(self) -> str:
         """One for each program."""
-        return " ".join(filter(None, (*self.group, self.method or "forward")))
+        whole = "whole" if self.least > 1 else ""
+        return " ".join(filter(None, (*self.group, self.method or "forward", whole)))
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,7 @@ class Row:
     speedup_vs_torch: float | None
     layout: str = ""
     passes_interval: tuple[float, float] | None = None
+    speedup_interval: tuple[float, float] | None = None
     speedup_vs_eager: float | None = None
     rounds: int = 0
     calls: int = 0
@@ -140,8 +145,7 @@ def open_programs(
     if ENGINES[engine].gpu_extra is None:
         held = most * streams_of(tuning)
 
-    def program(file: Path, spec: Spec | None) -> Program:
-        session = engines.open_graph(engine, file, precision, tuning)
+    def program(session: Session, spec: Spec | None) -> Program:
         method, raw = (spec.method, spec.input_type == "uint8") if spec else (None, False)
         scalars = tuned(spec) if spec else {}
 
@@ -150,8 +154,14 @@ def open_programs(
 
         return Program(engine, precision, method, call, raw=raw, held=held)
 
-    odin = [program(bundle.file(ODIN), bundle.spec) for bundle in bundles]
-    return [program(bundles[0].file(FORWARD), None), *odin]
+    def opened(file: Path) -> Session:
+        return engines.open_graph(engine, file, precision, tuning)
+
+    forward = opened(bundles[0].file(FORWARD))
+    # ODIN likes small parts; a forward pass that does not is not to be slowed down by them.
+    whole = Program(engine, precision, None, forward.run, least=most + 1, held=None)
+    odin = [program(opened(bundle.file(ODIN)), bundle.spec) for bundle in bundles]
+    return [program(forward, None), whole, *odin]
 
 
 def plan_program(scorer: Scorer) -> Program:
@@ -160,11 +170,6 @@ def plan_program(scorer: Scorer) -> Program:
     method = scorer.spec.method
     engine, precision = scorer.engine, scorer.precision
     return Program(engine, precision, method, lambda f: score(f["images"]), raw=True, held=0)
-
-
-def streams_of(tuning: Tuning) -> int:
-    """How many parts of a batch are computed at once."""
-    return tuning.streams or tuning.threads or physical_cores()
 
 
 def tuned(spec: Spec) -> dict[str, np.ndarray]:
@@ -225,27 +230,31 @@ def time_programs(
             feeds = {"images": raw if program.raw else planes}
             return lambda: program.call(feeds)
 
+        timed = [program for program in programs if batch >= program.least]
         timings = measure(
-            {program.name: bound(program) for program in programs},
-            list(_pairs(programs)),
+            {program.name: bound(program) for program in timed},
+            list(_pairs(timed)),
             seconds=seconds,
             precision=precision,
             progress=lambda share, batch=batch: progress(batch, share),  # type: ignore[misc]
         )
-        yield summary(programs, timings, batch)
+        yield summary(timed, timings, batch)
 
 
 def _pairs(programs: Sequence[Program]) -> Iterator[tuple[str, str]]:
-    """Names of each program of ODIN and of its forward pass."""
-    forward = {program.group: program.name for program in programs if program.method is None}
+    """Names of each program of ODIN and of its forward passes."""
     for program in programs:
-        if program.method is not None and program.group in forward:
-            yield program.name, forward[program.group]
+        for other in programs:
+            if program.method is not None and other.method is None and program.group == other.group:
+                yield program.name, other.name
 
 
 def summary(programs: Sequence[Program], timings: Mapping[str, Timing], batch: int) -> Measured:
     """Turn timings, by the programs' names, into rows."""
-    forward_of = dict(_pairs(programs))
+    forward_of: dict[str, str] = {}  # the faster one
+    for name, other in _pairs(programs):
+        known = forward_of.setdefault(name, other)
+        forward_of[name] = min(known, other, key=lambda each: timings[each].percentile(50))
     exact = {p.group[1:]: timings[p.name] for p in programs if _is_exact_torch(p)}
     plain = exact.get(PLAIN)
     best = None
@@ -258,16 +267,18 @@ def summary(programs: Sequence[Program], timings: Mapping[str, Timing], batch: i
         if program.name in forward_of:
             passes = timing.per(timings[forward_of[program.name]])
         is_odin = program.method is not None
+        faster = best.per(timing) if best and is_odin else None
         rows.append(
             Row(
                 engine=program.engine,
                 precision=program.precision,
-                method=program.method or "forward",
+                method=program.method or ("forward, whole" if program.least > 1 else "forward"),
                 batch=batch,
                 images_per_second=batch / timing.percentile(50),
                 latency_ms={f"p{p}": 1000 * timing.percentile(p) for p in (50, 90, 99)},
                 passes=passes.median if passes else None,
-                speedup_vs_torch=best.per(timing).median if best and is_odin else None,
+                speedup_vs_torch=faster.median if faster else None,
+                speedup_interval=(faster.low, faster.high) if faster else None,
                 layout=program.layout,
                 passes_interval=(passes.low, passes.high) if passes else None,
                 speedup_vs_eager=plain.per(timing).median if plain and is_odin else None,

@@ -22,7 +22,7 @@ CONFIDENCE = 0.95
 # A turn lasts about this long, and has as many timed calls; slow calls have one, without warm-up.
 _TURN_SECONDS = 0.06
 _MOST_CALLS = 20
-_SLOW_CALL = 0.25
+_SLOW_CALL = 1.0
 _WARM_UP_CALLS = 3
 _WARM_UP_SECONDS = 1.0
 _FEWEST_ROUNDS, _MOST_ROUNDS = 7, 400

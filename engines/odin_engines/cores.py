@@ -4,22 +4,44 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from odin_engines.engine import Tuning
 
 _TOPOLOGY = Path("/sys/devices/system/cpu")
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
-def physical_cores(topology: Path = _TOPOLOGY) -> int:
-    """The cores that this process may run on; two threads of one core compute no faster than one.
+def physical_cores(topology: Path = _TOPOLOGY, quota: Path = _QUOTA) -> int:
+    """The cores that this process may use; two threads of one core compute no faster than one.
 
     Args:
         topology: the folder in which Linux tells which threads share a core; elsewhere every thread
             is taken for a core.
+        quota: the file in which Linux tells a container's share of the processors' time.
     """
     affinity = getattr(os, "sched_getaffinity", None)  # Linux alone has it
     threads = affinity(0) if affinity else range(os.cpu_count() or 1)
-    return len({_siblings(topology, thread) for thread in threads})
+    cores = len({_siblings(topology, thread) for thread in threads})
+    return min(cores, _share(quota) or cores)
+
+
+def streams_of(tuning: Tuning) -> int:
+    """How many batches are computed at once: one for each thread or core, if not said otherwise."""
+    threads = tuning.threads or physical_cores()
+    return min(tuning.streams or threads, threads)
 
 
 def _siblings(topology: Path, thread: int) -> str:
     file = topology / f"cpu{thread}" / "topology" / "thread_siblings_list"
     return file.read_text().strip() if file.is_file() else str(thread)
+
+
+def _share(quota: Path) -> int | None:
+    """Whole processors' worth of time, at least one; None without a bound."""
+    try:
+        time, period = quota.read_text().split()
+        return max(int(time) // int(period), 1)
+    except (OSError, ValueError):  # no such file, or "max"
+        return None

@@ -29,7 +29,8 @@ class Tuning:
 
     Attributes:
         threads: in all.
-        streams: how many batches are computed at once, each with its share of the threads.
+        streams: how many batches are computed at once, each with its share of the threads, of
+            which there is one at least.
         cache: folder in which compiled graphs are kept; None keeps none.
     """
 
@@ -48,7 +49,7 @@ class Session(ABC):
     def run_all(self, batches: Iterable[Arrays]) -> Iterator[dict[str, np.ndarray]]:
         """Return the outputs of each of these inputs, in their order: as many a second as can be.
 
-        The next inputs are asked for while earlier ones are computed.
+        An engine of several streams asks for inputs while it computes earlier ones.
         """
         yield from map(self.run, batches)
 

@@ -6,7 +6,7 @@ import hashlib
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from odin_engines.errors import OdinError
@@ -60,26 +60,25 @@ def user_cache() -> Path | None:
     return base / "odin-ood"
 
 
-def keep_within(folder: Path, limit: int) -> None:
-    """Remove the files of a cache folder that were unused longest, until it has at most `limit`.
+def keep_within(folder: Path, pattern: str, limit: int) -> None:
+    """Remove the files of a cache that were unused longest, until they have at most `limit` bytes.
 
     Args:
-        folder: need not exist; its subfolders are left alone.
+        folder: need not exist; its subfolders are searched too.
+        pattern: of the names of the cache's files; others are left alone.
         limit: bytes.
     """
     kept = 0
-    for _, size, file in sorted(_ages(folder), reverse=True):
+    for _, size, file in sorted(_ages(folder, pattern), reverse=True):
         kept += size
         if kept > limit:
-            file.unlink(missing_ok=True)
+            with suppress(OSError):  # it may stay, if it is not to be removed
+                file.unlink()
 
 
-def _ages(folder: Path) -> Iterator[tuple[float, int, Path]]:
+def _ages(folder: Path, pattern: str) -> Iterator[tuple[float, int, Path]]:
     """When each file was last used, its size in bytes, and the file."""
-    for file in folder.glob("*"):
-        try:
+    for file in folder.rglob(pattern):
+        with suppress(OSError):  # another process cleaned up
             found = file.stat()
-        except FileNotFoundError:  # another process cleaned up
-            continue
-        if file.is_file():
             yield max(found.st_atime, found.st_mtime), found.st_size, file

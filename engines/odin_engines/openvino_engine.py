@@ -10,6 +10,7 @@ one that takes any.
 
 from __future__ import annotations
 
+import re
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -19,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from odin_engines.cores import physical_cores
+from odin_engines.cores import streams_of
 from odin_engines.engine import Arrays, Session, Tuning, missing_package
 from odin_engines.errors import OdinError
 from odin_engines.files import keep_within
@@ -29,6 +30,9 @@ _WRITTEN = ("f16", "bf16")  # element types that only a graph of such a precisio
 # Each takes the memory of its weights anew, and seconds to compile.
 _MOST_SIZES = 12
 _CACHE_BYTES = 2 << 30
+
+# Where in its source code OpenVINO raised what it tells.
+_PLACE = re.compile(r"(Exception from|Check '.*?' failed at) src/\S+:\d+:|\[ GENERAL_ERROR \]")
 
 _Sizes = tuple[tuple[str, tuple[int, ...]], ...]
 
@@ -73,29 +77,28 @@ def open_graph(graph: Path, precision: Precision, tuning: Tuning) -> Session:
     if tuning.threads:
         settings["INFERENCE_NUM_THREADS"] = tuning.threads
     if tuning.cache:
-        keep_within(tuning.cache, _CACHE_BYTES)
-        settings["CACHE_DIR"] = str(tuning.cache)
-    streams = tuning.streams or tuning.threads or physical_cores()
-    return _OpenVinoSession(core, model, settings, streams, graph)
+        keep_within(tuning.cache, "*.blob", _CACHE_BYTES)
+    return _OpenVinoSession(core, model, settings, tuning, graph)
 
 
 class _OpenVinoSession(Session):
     def __init__(
-        self, core: Any, model: Any, settings: dict[str, Any], streams: int, graph: Path
+        self, core: Any, model: Any, settings: dict[str, Any], tuning: Tuning, graph: Path
     ) -> None:
         self._core = core
         self._model = model
         self._settings = settings
-        self._streams = streams
+        self._cache = tuning.cache
+        self._streams = streams_of(tuning)
         self._graph = graph
-        self._compiled: dict[tuple[_Sizes | None, bool], _Compiled] = {}
+        self._slots: dict[tuple[_Sizes | None, bool], _Slot] = {}
         self._lock = threading.Lock()
 
     def run(self, feeds: Arrays) -> dict[str, np.ndarray]:
         compiled = self._compiled_for(feeds, several=False)
         request = compiled.request()
         try:
-            request.infer(dict(feeds), share_inputs=True)
+            request.infer(dict(feeds))
             return compiled.outputs(request)
         except RuntimeError as error:
             raise self._failed(feeds, error) from error
@@ -107,19 +110,25 @@ class _OpenVinoSession(Session):
         at_work: deque[tuple[_Compiled, Any, Arrays]] = deque()
         try:
             for feeds in batches:
-                compiled = self._compiled_for(feeds, several=True)
-                request = compiled.request()
-                # The arrays are not copied; they live until the request is done.
-                request.start_async(dict(feeds), share_inputs=True)
-                at_work.append((compiled, request, feeds))
+                at_work.append(self._started(feeds))
                 if len(at_work) > self._streams:
                     yield self._finished(*at_work.popleft())
             while at_work:
                 yield self._finished(*at_work.popleft())
         finally:
-            for _, request, _ in at_work:  # after an error, or left early: they use the arrays
+            for compiled, request, _ in at_work:  # after an error, or left early
                 with suppress(RuntimeError):
                     request.wait()
+                    compiled.idle.append(request)
+
+    def _started(self, feeds: Arrays) -> tuple[_Compiled, Any, Arrays]:
+        compiled = self._compiled_for(feeds, several=True)
+        request = compiled.request()
+        try:
+            request.start_async(dict(feeds))  # which copies the arrays
+        except RuntimeError as error:
+            raise self._failed(feeds, error) from error
+        return compiled, request, feeds
 
     def _finished(self, compiled: _Compiled, request: Any, feeds: Arrays) -> dict[str, np.ndarray]:
         try:
@@ -131,17 +140,22 @@ class _OpenVinoSession(Session):
             compiled.idle.append(request)
 
     def _compiled_for(self, feeds: Arrays, several: bool) -> _Compiled:
-        """The graph for inputs of these sizes, to compute one batch at a time, or several."""
+        """The graph for inputs of these sizes, to compute one batch at a time, or several.
+
+        Who needs one that is being compiled waits for it, and nobody else does.
+        """
         sizes: _Sizes | None = tuple((name, array.shape) for name, array in feeds.items())
         with self._lock:
-            if (sizes, several) not in self._compiled and len(self._compiled) >= _MOST_SIZES:
+            if (sizes, several) not in self._slots and len(self._slots) >= _MOST_SIZES:
                 sizes = None
-            if (sizes, several) not in self._compiled:
+            slot = self._slots.setdefault((sizes, several), _Slot())
+        with slot.lock:
+            if slot.compiled is None:
                 try:
-                    self._compiled[sizes, several] = self._compile(sizes, several)
+                    slot.compiled = self._compile(sizes, several)
                 except RuntimeError as error:
                     raise self._failed(feeds, error) from error
-            return self._compiled[sizes, several]
+            return slot.compiled
 
     def _compile(self, sizes: _Sizes | None, several: bool) -> _Compiled:
         model = self._model
@@ -150,12 +164,26 @@ class _OpenVinoSession(Session):
             model.reshape({name: list(shape) for name, shape in sizes})
         latency = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1"}
         use = {"NUM_STREAMS": str(self._streams)} if several else latency
-        return _Compiled(self._core.compile_model(model, "CPU", self._settings | use))
+        settings = self._settings | use
+        if self._cache is not None:
+            # OpenVINO's own key holds neither precision nor threads, which the content depends on.
+            names = ("INFERENCE_PRECISION_HINT", "NUM_STREAMS", "INFERENCE_NUM_THREADS")
+            key = "-".join(str(settings.get(name, "all")) for name in names)
+            settings["CACHE_DIR"] = str(self._cache / key)
+        return _Compiled(self._core.compile_model(model, "CPU", settings))
 
     def _failed(self, feeds: Arrays, error: RuntimeError) -> OdinError:
         shapes = {name: array.shape for name, array in feeds.items()}
-        why = " ".join(str(error).split())
+        why = _PLACE.sub("", " ".join(str(error).split())).strip()
         return OdinError(f"OpenVINO failed on {self._graph}, {shapes}: {why}")
+
+
+class _Slot:
+    """Room for a compiled graph, and the lock of those who wait for it."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.compiled: _Compiled | None = None
 
 
 class _Compiled:

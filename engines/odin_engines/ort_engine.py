@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from odin_engines.cores import physical_cores
+from odin_engines.cores import physical_cores, streams_of
 from odin_engines.engine import Arrays, Session, Tuning, missing_package
 from odin_engines.errors import OdinError
 from odin_engines.spec import Precision
@@ -58,8 +58,7 @@ def open_graph(graph: Path, precision: Precision, tuning: Tuning) -> Session:
             raise OdinError(f"ONNX Runtime cannot open {graph}: {one_line(error)}") from error
 
     session = opened(tuning.threads)
-    threads = tuning.threads or physical_cores()
-    streams = tuning.streams or threads
+    threads, streams = tuning.threads or physical_cores(), streams_of(tuning)
     if streams == 1:
         return OrtSession(session, graph)
     return _Streams(session, graph, lambda: opened(max(threads // streams, 1)), streams)

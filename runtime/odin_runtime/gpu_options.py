@@ -45,8 +45,9 @@ def check_options(name: str, options: GpuOptions, tuning: Tuning, network: Any) 
         raise OdinError(
             f"streams are of engines {' and '.join(STREAMING)}; leave them out with {name}"
         )
-    if tuning.streams is not None and tuning.streams < 1:
-        raise OdinError(f"streams is {tuning.streams}; it has to be 1 or more")
+    for what, number in (("threads", tuning.threads), ("streams", tuning.streams)):
+        if number is not None and number < 1:
+            raise OdinError(f"{what} is {number}; it has to be 1 or more")
     if network is not None and name != "torch":
         raise OdinError(
             f"a network is for engine torch, and engine {name} runs the bundle's own; leave it "

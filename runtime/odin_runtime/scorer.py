@@ -113,13 +113,13 @@ class Scorer:
             streams: of "openvino" and "ort": how many batches are computed at once, each with its
                 share of the threads; None takes one for each core. A call that is a single batch
                 gets all threads.
-            cache: whether "openvino" keeps what it compiles in the user's cache folder, at most
-                2 GiB, and opens it from there.
+            cache: whether "openvino" keeps what it compiles in the user's cache folder, and takes
+                it from there. What is in it beyond 2 GiB is removed the next time.
             network: for engine "torch" alone: the PyTorch network, which a bundle does not hold.
             batch_size: the most images of a batch; None takes what the engine is fastest with, and
                 with "trt" and "rtx", whose memory is made for it, the largest batch of the plans.
-            memory: about how many bytes of activations one batch may take; plans have their own
-                bound.
+            memory: about how many bytes of activations one batch may take, of those that are
+                computed at once; plans have their own bound.
             form, driver, device, graphs: of engines "trt" and "rtx" alone.
             form: "fused" (one plan, images to scores: one magnitude a call), "split" (gradient and
                 forward plans with kernels between them: one gradient for many magnitudes) or
@@ -206,8 +206,10 @@ class Scorer:
             )
         check_images(images, self.spec)
         found = []
+        names = ("score", "baseline", "label", *self._extra_names())
         for chunk, outputs in self._outputs(images, self.tuning(temperature, magnitude)):
             _check_rows(outputs, chunk, self.bundle)
+            outputs = {name: outputs[name] for name in names}  # not the logits, which may be large
             found.append(_with_nan(outputs, chunk))
             if progress:
                 progress(len(chunk))

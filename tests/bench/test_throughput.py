@@ -169,18 +169,22 @@ def test_engines_are_given_what_they_take(make_tiny_bundle: BundleMaker, changes
     spec = bundles[0].spec
     programs = open_programs(bundles, "ort", "fp32", Tuning(1, 1))
     assert [each.name for each in programs] == [
-        *("ort fp32 forward", "ort fp32 exact", "ort fp32 first-order"),
+        *("ort fp32 forward", "ort fp32 forward whole", "ort fp32 exact"),
+        "ort fp32 first-order",
     ]
     raw = sample_images(spec, 7, (32, 32))
-    for bundle, each in zip(bundles, programs[1:], strict=True):
+    for bundle, each in zip(bundles, programs[2:], strict=True):
         feeds = {"images": raw if each.raw else normalised(raw, spec)}
         expected = Scorer.open(bundle, "ort", threads=1).score(raw)
         found: Any = each.call(feeds)
         np.testing.assert_allclose(found["score"], expected.score, rtol=1e-6)
     (found,) = time_programs(programs, spec, [5], (32, 32), seconds=0.01, precision=1.0)
-    assert [row.method for row in found.rows] == ["forward", "exact", "first-order"]
-    assert found.rows[1].passes is not None
-    assert found.rows[1].passes > 1
+    methods = ["forward", "forward, whole", "exact", "first-order"]
+    assert [row.method for row in found.rows] == methods
+    assert found.rows[2].passes is not None
+    assert found.rows[2].passes > 1
+    (found,) = time_programs(programs, spec, [4], (32, 32), seconds=0.01, precision=1.0)
+    assert [row.method for row in found.rows] == [methods[0], *methods[2:]]  # one part is whole
 
 
 def test_plans_have_no_passes(tiny_bundle: Bundle) -> None:

@@ -8,7 +8,13 @@ from math import comb
 import numpy as np
 import pytest
 
+from odin_bench import timing as timing_module
 from odin_bench.timing import Timing, measure, median_interval
+
+
+@pytest.fixture(autouse=True)
+def slow_from_a_quarter_of_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing_module, "_SLOW_CALL", 0.25)
 
 
 class Machine:

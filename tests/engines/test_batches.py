@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,8 @@ import pytest
 from odin_engines import openvino_engine
 from odin_engines.batches import parts, run_in_parts
 from odin_engines.bundle import Bundle
-from odin_engines.cores import physical_cores
-from odin_engines.engine import Arrays, Session, Tuning, images_at_once, open_graph
+from odin_engines.cores import physical_cores, streams_of
+from odin_engines.engine import Arrays, Session, Tuning, images_at_once, open_graph, unavailable
 from odin_engines.errors import OdinError
 from odin_engines.files import keep_within
 
@@ -111,6 +113,31 @@ def test_an_error_in_the_midst(name: str, tiny_bundle: Bundle) -> None:
     assert len(session.run({"images": images(1)})["score"]) == 1
 
 
+def test_an_error_on_the_graph_for_any_size(
+    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openvino_engine, "_MOST_SIZES", 0)
+    session = open_graph("openvino", tiny_bundle.file("odin.onnx"))
+    wrong = {"images": np.zeros((1, 5, 32, 32), np.float32)}
+    for run in (lambda: list(session.run_all([wrong])), lambda: session.run(wrong)):
+        with pytest.raises(OdinError, match="failed on") as raised:
+            run()
+        assert ".cpp" not in str(raised.value)
+    assert len(session.run({"images": images(1)})["score"]) == 1
+
+
+def test_images_are_let_go(tiny_bundle: Bundle) -> None:
+    """A request that waits for its next use keeps nothing of its last."""
+    session = open_graph("openvino", tiny_bundle.file("odin.onnx"), tuning=Tuning(streams=2))
+    large = images(6)
+    gone = weakref.ref(large)
+    list(session.run_all({"images": large[cut]} for cut in parts(6, 2)))
+    session.run({"images": large[:2]})
+    del large
+    gc.collect()
+    assert gone() is None
+
+
 @pytest.mark.parametrize("name", CPU_ENGINES)
 def test_several_threads(name: str, tiny_bundle: Bundle) -> None:
     session = open_graph(name, tiny_bundle.file("odin.onnx"), tuning=Tuning(streams=2))
@@ -142,7 +169,7 @@ def test_many_sizes(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> Non
         batch = images(count, size)
         found = session.run({"images": batch})["score"]
         np.testing.assert_allclose(found, expected.run({"images": batch})["score"], atol=1e-6)
-    assert len(session._compiled) == 3  # type: ignore[attr-defined]
+    assert len(session._slots) == 3  # type: ignore[attr-defined]
 
 
 # The cache
@@ -152,32 +179,45 @@ def test_what_is_compiled_is_kept(tiny_bundle: Bundle, tmp_path: Path) -> None:
     graph, folder = tiny_bundle.file("odin.onnx"), tmp_path / "cache"
     batch = {"images": images(2)}
     first = open_graph("openvino", graph, tuning=Tuning(cache=folder)).run(batch)
-    blobs = {file.name: file.stat().st_mtime_ns for file in folder.iterdir()}
+    blobs = {file.name: file.stat().st_mtime_ns for file in folder.rglob("*.blob")}
     assert blobs
     again = open_graph("openvino", graph, tuning=Tuning(cache=folder)).run(batch)
-    assert {file.name: file.stat().st_mtime_ns for file in folder.iterdir()} == blobs
+    assert {file.name: file.stat().st_mtime_ns for file in folder.rglob("*.blob")} == blobs
     for key, values in first.items():
         np.testing.assert_array_equal(again[key], values, err_msg=key)
+
+
+def test_what_is_kept_is_of_one_precision(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    """OpenVINO would take the one for the other."""
+    if unavailable("openvino", "bf16") is not None:
+        pytest.skip("this CPU has no bfloat16 instructions")
+    graph, batch = tiny_bundle.file("odin.onnx"), {"images": images(2)}
+    for precision in ("bf16", "fp32"):
+        open_graph("openvino", graph, precision, Tuning(cache=tmp_path)).run(batch)
+    session = open_graph("openvino", graph, tuning=Tuning(streams=2, threads=2, cache=tmp_path))
+    list(session.run_all([batch]))
+    assert len(list(tmp_path.rglob("*.blob"))) == len(list(tmp_path.iterdir())) == 3
 
 
 def test_a_damaged_cache_is_made_anew(tiny_bundle: Bundle, tmp_path: Path) -> None:
     graph, tuning = tiny_bundle.file("odin.onnx"), Tuning(cache=tmp_path)
     batch = {"images": images(2)}
     first = open_graph("openvino", graph, tuning=tuning).run(batch)
-    for file in tmp_path.iterdir():
+    for file in tmp_path.rglob("*.blob"):
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     again = open_graph("openvino", graph, tuning=tuning).run(batch)
     np.testing.assert_array_equal(again["score"], first["score"])
 
 
 def test_a_cache_is_kept_within_its_limit(tmp_path: Path) -> None:
-    for age, name in enumerate(["new", "old", "oldest"]):
+    (tmp_path / "folder").mkdir()
+    for age, name in enumerate(["new.blob", "folder/old.blob", "oldest.blob", "users.bin"]):
         (tmp_path / name).write_bytes(bytes(10))
         os.utime(tmp_path / name, (1000 - age, 1000 - age))
-    (tmp_path / "folder").mkdir()
-    keep_within(tmp_path, 25)
-    assert {file.name for file in tmp_path.iterdir()} == {"new", "old", "folder"}
-    keep_within(tmp_path / "nowhere", 0)
+    keep_within(tmp_path, "*.blob", 25)
+    left = {file.name for file in tmp_path.rglob("*.*")}
+    assert left == {"new.blob", "old.blob", "users.bin"}
+    keep_within(tmp_path / "nowhere", "*.blob", 0)
 
 
 # Cores
@@ -185,12 +225,22 @@ def test_a_cache_is_kept_within_its_limit(tmp_path: Path) -> None:
 
 def test_threads_of_one_core_count_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 4, 5}, raising=False)
-    assert physical_cores(tmp_path) == 4  # nothing is known of them
+    assert physical_cores(tmp_path, tmp_path / "none") == 4  # nothing is known of them
     for thread in range(8):
         folder = tmp_path / f"cpu{thread}" / "topology"
         folder.mkdir(parents=True)
         (folder / "thread_siblings_list").write_text(f"{thread % 4},{thread % 4 + 4}\n")
-    assert physical_cores(tmp_path) == 2
+    nowhere = tmp_path / "cpu.max"
+    assert physical_cores(tmp_path, nowhere) == 2
+    for quota, cores in (("max 100000", 2), ("150000 100000", 1), ("900000 100000", 2), ("", 2)):
+        nowhere.write_text(quota + "\n")
+        assert physical_cores(tmp_path, nowhere) == cores
+
+
+def test_no_stream_without_a_thread() -> None:
+    assert streams_of(Tuning(threads=2, streams=5)) == 2
+    assert streams_of(Tuning(threads=4)) == 4
+    assert streams_of(Tuning(streams=1)) == 1
 
 
 def test_by_default_one_after_the_other() -> None:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections.abc import Callable
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+import torch
 from onnx.reference import ReferenceEvaluator
+from torch import nn
 
+from odin_engines.spec import Spec
+from odin_engines.torch_reference import TorchReference
+from odin_export.forward import forward_graph
+from odin_export.odin_graph import gradient_graph
 from odin_export.rewrites import fold_scales
 
 RESULT = "float[N,3,4,4] y"
@@ -94,3 +102,44 @@ def test_what_is_left_alone(why: str, made: onnx.ModelProto) -> None:
     assert count == 0, why
     for found, expected in zip(results(changed), results(made), strict=True):
         np.testing.assert_array_equal(found, expected)
+
+
+class PreActivation(nn.Module):
+    """Batch norm, ReLU, convolution: of kernel 1, of kernel 3, in groups, and with stride 2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        made = [
+            nn.Conv2d(3, 4, 3, padding=1),
+            nn.Conv2d(4, 6, 1),
+            nn.Conv2d(6, 6, 3, padding=1),
+            nn.Conv2d(6, 8, 3, padding=1, groups=2),
+            nn.Conv2d(8, 8, 3, stride=2, padding=1),
+        ]
+        layers: list[nn.Module] = [made[0]]
+        for before, after in itertools.pairwise(made):
+            # Without Tanh between, batch norm would be folded into the convolution before it.
+            layers += [nn.Tanh(), nn.BatchNorm2d(before.out_channels), nn.ReLU(), after]
+        self.layers = nn.Sequential(*layers)
+        self.classify = nn.Linear(8, 5)
+        for layer in layers:
+            if isinstance(layer, nn.BatchNorm2d):
+                nn.init.uniform_(layer.weight, 0.5, 2)
+                nn.init.uniform_(layer.running_var, 0.5, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.classify(self.layers(x).mean((2, 3)))
+
+
+def test_networks_that_normalise_first_are_folded(tiny_spec: Callable[..., Spec]) -> None:
+    """Behind the first three; a convolution of stride 2 is differentiated by ConvTranspose."""
+    torch.manual_seed(0)
+    network = PreActivation().eval()
+    spec = tiny_spec(classes=5, height=(32, 40), width=(32, 40))
+    gradient = gradient_graph(forward_graph(network, 40), spec)
+    scaled = [n for n in gradient.graph.node if any("_scale" in name for name in n.input)]
+    assert len(scaled) == 3
+    images = torch.randn(3, 3, 36, 36)
+    expected = TorchReference(network, spec).run({"images": images.numpy()})["input_gradient"]
+    found = ReferenceEvaluator(gradient).run(["input_gradient"], {"images": images.numpy()})[0]
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-6 * np.abs(expected).max())

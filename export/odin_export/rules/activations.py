@@ -19,9 +19,13 @@ from odin_export.rules.common import Gradients, operand, sizes_of, type_of
 def relu(e: Emitter, node: ir.Node, dy: ir.Value) -> Gradients:
     """y = max(x, 0); dx = dy where y > 0, else 0. At x = 0 the gradient is 0, as in PyTorch.
 
-    A product, not a choice: the same in OpenVINO, and faster in ONNX Runtime.
+    A product, where a choice is slower in ONNX Runtime and the same in OpenVINO; in float16, whose
+    gradients may overflow, a choice: where y = 0, infinity counts as little as any other gradient.
     """
-    positive = e.op("Greater", node.outputs[0], e.floats(0, "zero"))
+    zero = e.floats(0, "zero")
+    positive = e.op("Greater", node.outputs[0], zero)
+    if e.dtype == ir.DataType.FLOAT16:
+        return [e.op("Where", positive, dy, zero)]
     return [e.op("Mul", dy, e.op("Cast", positive, to=int(e.dtype)))]
 
 
