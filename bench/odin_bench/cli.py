@@ -51,6 +51,10 @@ def _bench(parsed: argparse.Namespace) -> int:
         from odin_bench.throughput_cli import run
 
         return run(parsed, partial(_bundle, parsed, engine), partial(_scorer, parsed))
+    if parsed.scaling:
+        from odin_bench.scale_cli import scale
+
+        return scale(parsed, partial(_bundle, parsed, engine), partial(_scorer, parsed))
     if is_grid(parsed.magnitude) or is_grid(parsed.temperature):
         from odin_bench.sweep import check_engine
         from odin_bench.sweep_cli import sweep
@@ -188,7 +192,8 @@ def _magnitudes(parsed: argparse.Namespace, bundle: Bundle) -> Callable[[str], f
     return lambda name: magnitude
 
 
-def _scorer(parsed: argparse.Namespace, bundle: Bundle) -> Scorer:
+def _scorer(parsed: argparse.Namespace, bundle: Bundle, threads: int | None = None) -> Scorer:
+    """The bundle, opened as the flags say; `threads` in place of --threads."""
     from odin_runtime import Scorer
 
     network = None
@@ -200,7 +205,7 @@ def _scorer(parsed: argparse.Namespace, bundle: Bundle) -> Scorer:
         bundle,
         parsed.engine,
         precision=parsed.precision,
-        threads=parsed.threads,
+        threads=threads or parsed.threads,
         streams=parsed.streams,
         network=network,
     )

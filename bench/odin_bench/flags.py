@@ -13,7 +13,8 @@ from odin_export.flags import add_model_options
 
 _DESCRIPTION = """\
 Score in-distribution images against out-of-distribution images, print the table of the ODIN release
-for each set, and check the engine against the PyTorch reference. Or time it: see --throughput.
+for each set, and check the engine against the PyTorch reference. Or time it: see --throughput and
+--scaling.
 """
 _EXAMPLES = """\
 examples:
@@ -33,6 +34,8 @@ examples:
         where the time goes, by type of op
   odin-bench densenet10 --throughput --end-to-end photos/
         how long a whole set takes from files to scores, and which step is the slowest
+  odin-bench densenet10 --scaling --images 1000,30000,1000000 --json scale.json
+        whether memory stays flat, time grows with images and pixels alone, and speed with cores
   odin-bench --nn densenet10 --out_dataset Imagenet --magnitude 0.0014 --temperature 1000 --gpu 0
         as the release's own program is called
 
@@ -51,9 +54,10 @@ that of the same engine's forward pass, except with trt and rtx, of which only s
 _OF_SPEED = {
     "batch_sizes": ("throughput", "profile"),
     "size": ("throughput", "profile"),
-    "seconds": ("throughput",),
+    "seconds": ("throughput", "scaling"),
     "torch_compile": ("throughput",),
     "end_to_end": ("throughput",),
+    "images": ("scaling",),
 }
 _OF_ROUNDS = ("batch_sizes", "seconds", "torch_compile")
 _OF_SCORING = (
@@ -61,6 +65,7 @@ _OF_SCORING = (
     *("magnitude", "temperature", "metrics", "parity"),
 )
 BATCH_SIZES = (1, 8, 64)
+IMAGES = (1000, 4000, 16000)
 SECONDS = 20.0
 
 
@@ -95,7 +100,9 @@ def check_mode(parsed: argparse.Namespace) -> None:
     Raises:
         OdinError: naming it, and the flag that it goes with.
     """
-    modes = {mode for mode in ("throughput", "profile") if getattr(parsed, mode)}
+    modes = {mode for mode in ("throughput", "profile", "scaling") if getattr(parsed, mode)}
+    for other in sorted(modes - {"scaling"}) if parsed.scaling else ():
+        raise OdinError(f"--scaling is a run of its own; leave out --{other}")
     default = parser().get_default
     given = {name for name in vars(parsed) if getattr(parsed, name) != default(name)}
     for name in sorted(given & set(_OF_SPEED)):
@@ -240,7 +247,7 @@ def _add_speed_options(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--batch-sizes",
-        type=_batch_sizes,
+        type=_counts,
         metavar="N,N",
         default=BATCH_SIZES,
         help=f"images a call (default: {','.join(map(str, BATCH_SIZES))})",
@@ -250,8 +257,9 @@ def _add_speed_options(group: argparse._ArgumentGroup) -> None:
         type=_seconds,
         metavar="S",
         default=SECONDS,
-        help="for each batch size, from when all is warm; seven rounds are done at least, and no "
-        "more once the passes are known to 1 %% (default: %(default)g)",
+        help="for each batch size, and with --scaling for pixels and for cores, from when all is "
+        "warm; seven rounds are done at least, and no more once the ratios are known to 1 %% "
+        "(default: %(default)g)",
     )
     group.add_argument(
         "--size",
@@ -272,6 +280,21 @@ def _add_speed_options(group: argparse._ArgumentGroup) -> None:
         help="score a whole folder of images or .npz file instead, and tell how long reading, "
         "preprocessing and scoring take",
     )
+    group.add_argument(
+        "--scaling",
+        action="store_true",
+        help="tell how scoring in one engine grows: memory and time with the number of images, "
+        "time with their pixels (at the smallest, middle and largest size that the network takes), "
+        "images a second with threads (1, 2, 4 and so on up to --threads, or all cores)",
+    )
+    group.add_argument(
+        "--images",
+        type=_counts,
+        metavar="N,N",
+        default=IMAGES,
+        help="how many images --scaling streams through the scorer, one number after the other "
+        f"(default: {','.join(map(str, IMAGES))})",
+    )
 
 
 def _numbers(text: str) -> str:
@@ -282,7 +305,7 @@ def _numbers(text: str) -> str:
     return text
 
 
-def _batch_sizes(text: str) -> tuple[int, ...]:
+def _counts(text: str) -> tuple[int, ...]:
     try:
         return tuple(dict.fromkeys(map(_positive, text.split(","))))
     except argparse.ArgumentTypeError:

@@ -14,6 +14,7 @@ from odin_bench.published import published
 
 if TYPE_CHECKING:
     from odin_bench.profile import Profile
+    from odin_bench.scale import Sized, Streamed, Threaded
     from odin_bench.throughput import Row as Speed
 
 DISPLAY_NAMES = {
@@ -152,6 +153,34 @@ def profile_table(profile: Profile) -> str:
     return aligned(cells)
 
 
+def streamed_table(rows: Sequence[Streamed]) -> str:
+    """Numbers of images: what they took, and the memory of the process before and after."""
+    cells = [["Images", "seconds", "images/s", "ms an image", "MiB before", "MiB after", "growth"]]
+    for row in rows:
+        speed = [f"{row.seconds:,.1f}", f"{row.images_per_second:,.1f}", f"{row.ms_an_image:,.3f}"]
+        memory = [_mebibytes(row.before), _mebibytes(row.after), _mebibytes(row.growth, "+")]
+        cells.append([f"{row.images:,}", *speed, *memory])
+    return aligned(cells)
+
+
+def sizes_table(rows: Sequence[Sized]) -> str:
+    """Sizes of images: what an image and a pixel cost, and the pixel beside the first row's."""
+    cells = [["Image", "pixels", "ms an image", "ns a pixel", "x first [95 %]"]]
+    for row in rows:
+        cost = [f"{row.ms_an_image:,.3f}", f"{row.ns_a_pixel:,.1f}", _with_interval(row.cost)]
+        cells.append([f"{row.height}x{row.width}", f"{row.height * row.width:,}", *cost])
+    return aligned(cells)
+
+
+def threads_table(rows: Sequence[Threaded]) -> str:
+    """Numbers of threads: how fast they are, and over one."""
+    cells = [["Threads", "images a call", "images/s", "x one thread [95 %]"]]
+    for row in rows:
+        speed = [f"{row.images_per_second:,.1f}", _with_interval(row.speedup)]
+        cells.append([str(row.threads), str(row.images), *speed])
+    return aligned(cells)
+
+
 _SPEED_COLUMNS = (
     *("Engine", "precision", "method", "images/s", "p50 ms", "p90 ms", "p99 ms"),
     *("passes [95 %]", "x best PyTorch", "x eager"),
@@ -175,6 +204,14 @@ def _release_line(label: str, baseline: float, odin: float, width: int) -> str:
 
 def _times(ratio: float | None) -> str:
     return "-" if ratio is None else f"{ratio:.2f}"
+
+
+def _with_interval(values: tuple[float, float, float]) -> str:
+    return "{:.2f} [{:.2f}, {:.2f}]".format(*values)
+
+
+def _mebibytes(count: int | None, sign: str = "") -> str:
+    return "-" if count is None else f"{count / 2**20:{sign},.1f}"
 
 
 def _pairs(baseline: Metrics, odin: Metrics) -> list[str]:

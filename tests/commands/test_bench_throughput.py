@@ -35,6 +35,10 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(throughput_cli.os, "getloadavg", lambda: (0.1, 0.1, 0.1))
 
 
+# Those that cut a batch of five; in bfloat16 eight are a part.
+IN_PARTS = [("openvino", "fp32", ""), ("ort", "fp32", "")]
+
+
 def test_throughput(run: Command, weights: Path) -> None:
     """By its name, a network is timed in both methods, in all CPU engines and in PyTorch."""
     threads = torch.get_num_threads()
@@ -56,7 +60,8 @@ def test_throughput(run: Command, weights: Path) -> None:
         (batch, *target, method)
         for batch in (2, 5)
         for target in targets
-        for method in ("forward", "exact", "first-order")
+        for method in ("forward", "forward, whole", "exact", "first-order")
+        if method != "forward, whole" or (batch == 5 and target in IN_PARTS)
     ]
     for row in rows:
         assert set(row) >= KEYS
@@ -66,7 +71,7 @@ def test_throughput(run: Command, weights: Path) -> None:
         assert row["images_per_second"] == pytest.approx(speed)
         assert row["rounds"] >= 7
         ratios = [row[name] for name in ("passes", "speedup_vs_torch", "speedup_vs_eager")]
-        if row["method"] == "forward":
+        if row["method"].startswith("forward"):
             assert ratios == [None] * 3
         else:
             assert min(ratios) > 0
