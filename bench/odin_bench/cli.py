@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from odin_bench.flags import check_mode, parser
 from odin_bench.grid import is_grid
+from odin_bench.terminal import say
 from odin_engines import command
 from odin_engines.engine import ENGINES, converts, resolve
 from odin_engines.errors import OdinError
@@ -46,7 +46,7 @@ def _bench(parsed: argparse.Namespace) -> int:
     check_mode(parsed)
     engine = resolve(parsed.engine, parsed.precision or "fp32")
     if parsed.gpu is not None and (info is None or not info.gpu_extra):
-        _say(f"--gpu {parsed.gpu} changes nothing: --engine {parsed.engine} is not one for a GPU")
+        say(f"--gpu {parsed.gpu} changes nothing: --engine {parsed.engine} is not one for a GPU")
     if parsed.throughput or parsed.profile:
         from odin_bench.throughput_cli import run
 
@@ -94,10 +94,10 @@ def _score_sets(
 
     spec = scorer.spec
     in_set = sets.in_set(parsed, spec)
-    size = sets.size(parsed, spec, in_set, _say)
-    out_sets = sets.out_sets(parsed, spec, in_set, size, _say)
+    size = sets.size(parsed, spec, in_set, say)
+    out_sets = sets.out_sets(parsed, spec, in_set, size, say)
     settings = [_setting(parsed, scorer, magnitude_of(out_set.name)) for out_set in out_sets]
-    _say(
+    say(
         f"{spec.architecture}, weights {spec.checkpoint}, engine {scorer.engine}, "
         f"{scorer.precision}, {spec.method}; {in_set.name} from {in_set.source}"
     )
@@ -113,7 +113,7 @@ def _score_sets(
                 parity = _parity(parsed, evaluation, out_set, setting)
     except KeyboardInterrupt:
         status = command.INTERRUPTED
-        _say(f"odin-bench: interrupted; {len(results)} of {len(out_sets)} sets were finished")
+        say(f"odin-bench: interrupted; {len(results)} of {len(out_sets)} sets were finished")
     finally:  # what was finished is not lost, whatever happened to the rest
         if results:
             _print_summary(results, scorer, parity)
@@ -154,9 +154,9 @@ def _bundle(parsed: argparse.Namespace, engine: str, **changes: object) -> Bundl
     if parsed.precision and converts(engine, parsed.precision):
         del given["precision"]  # an fp32 bundle serves
     options = Options(**{**given, "tunable": True, **changes})  # type: ignore[arg-type]
-    bundle = find_bundle(name, parsed.checkpoint, options, lambda step: _say(f"{name}: {step}"))
+    bundle = find_bundle(name, parsed.checkpoint, options, lambda step: say(f"{name}: {step}"))
     if engine in PLAN_ENGINES and not is_bundle(Path(name)):  # a user's own is left as it is
-        bundle = with_plans(bundle, engine, lambda step: _say(f"{name}: {step}"))
+        bundle = with_plans(bundle, engine, lambda step: say(f"{name}: {step}"))
     for flag in ("mean", "std", "method"):
         asked, has = given.get(flag), getattr(bundle.spec, flag)
         if isinstance(asked, tuple) and len(asked) == 1:  # one value for all channels
@@ -234,12 +234,12 @@ def _parity(
 
     scorer = evaluation.scorer
     if scorer.engine == "torch":
-        _say("parity: the engine is the reference itself")
+        say("parity: the engine is the reference itself")
         return None
     try:
         reference = find_reference(scorer.bundle, parsed.checkpoint)
     except OdinError as error:
-        _say(f"parity: not checked, because {error}")
+        say(f"parity: not checked, because {error}")
         return None
     split = protocol_split(evaluation.in_set, out_set, limit=min(setting.limit, parsed.parity))
     size = evaluation.size
@@ -314,7 +314,3 @@ def _progress_bar(title: str, count: int) -> Callable[[int], object]:
             bar.close()
 
     return advance
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -19,18 +19,16 @@ What was left out, or not finished, is not there; null is what cannot be known.
 from __future__ import annotations
 
 import argparse
-import sys
-import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
 from typing import Any
 
-from odin_bench import machine
 from odin_bench import scale as scaling
-from odin_bench.report import environment, measured_as_json, write_json
+from odin_bench.report import measured_as_json, write_json
 from odin_bench.scale import FLAT, IN_PROPORTION, Sized, Streamed, Threaded
 from odin_bench.tables import sizes_table, streamed_table, threads_table
+from odin_bench.terminal import SHARE, progress_bar, say, surroundings
 from odin_bench.throughput import default_size, sample_images
 from odin_bench.torch_speed import torch_threads
 from odin_engines import command
@@ -42,7 +40,6 @@ from odin_runtime.gpu_options import PLAN_ENGINES
 
 # Ratios are known well enough when their interval is this wide to either side.
 _WELL_KNOWN = 0.01
-_COLUMNS = 100
 
 Open = Callable[[Bundle, int | None], Scorer]
 
@@ -70,12 +67,12 @@ def scale(parsed: argparse.Namespace, find: Callable[..., Bundle], open_scorer: 
         _time_threads(parsed, bundle, engine, open_scorer, measured)
     except KeyboardInterrupt:
         status = command.INTERRUPTED
-        _say("odin-bench: interrupted; what was finished is kept")
+        say("odin-bench: interrupted; what was finished is kept")
     finally:  # what was finished is not lost, whatever happened to the rest
         if measured:
             spec = bundle.spec
             title = f"{spec.architecture}, weights {spec.checkpoint}, engine {engine}, {precision}"
-            print(_surroundings(parsed, f"{title}, {spec.method}"))
+            print(surroundings(parsed, f"{title}, {spec.method}"))
             if parsed.json:
                 found = {"scale": {"threads": parsed.threads, **measured}}
                 content = measured_as_json(spec, engine, precision, spec.method, found)
@@ -102,7 +99,7 @@ def _stream(parsed: argparse.Namespace, scorer: Scorer, measured: dict[str, Any]
     size = default_size(scorer.spec)
     block = sample_images(scorer.spec, min(max(scaling.BLOCK, busy), counts[-1]), size)
     rows = [Streamed(count) for count in counts]
-    bar = _bar("images", sum(counts), unit="image")
+    bar = progress_bar("images", sum(counts), unit="image")
     try:
         scaling.warm_up(scorer, block, counts)
         for row in rows:
@@ -248,34 +245,8 @@ def _verdict(change: float) -> str:
     return f"{word} (bound {100 * IN_PROPORTION:g} %)"
 
 
-def _surroundings(parsed: argparse.Namespace, first: str) -> str:
-    """The network, the machine, the versions and the settings that the times depend on."""
-    here, known = machine.describe(), environment()
-    packages = ", ".join(f"{name} {version}" for name, version in known["packages"].items())
-    cores = f"{here.cores} cores, " if here.cores else ""
-    lines = [
-        first,
-        f"{here.cpu}: {cores}{here.usable_threads} threads for this process",
-        f"{here.system}, Python {here.python}; {packages}",
-        f"threads: {parsed.threads or 'as the engine takes by itself'}; streams: "
-        f"{parsed.streams or 'one for each thread or core'}",
-    ]
-    return "\n".join(textwrap.fill(line, _COLUMNS, subsequent_indent="  ") for line in lines)
-
-
 @contextmanager
 def _shares(title: str) -> Iterator[Callable[[float], object]]:
     """A progress bar, and what tells it the share that is done."""
-    form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
-    with _bar(title, 100, bar_format=form) as bar:
+    with progress_bar(title, 100, bar_format=SHARE) as bar:
         yield lambda share: bar.update(round(100 * share) - bar.n)
-
-
-def _bar(title: str, total: int, **look: str) -> Any:
-    from tqdm import tqdm
-
-    return tqdm(total=total, desc=title, leave=False, mininterval=0.5, disable=None, **look)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

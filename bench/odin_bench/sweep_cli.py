@@ -20,7 +20,6 @@ In the file of --json a sweep is under "sweep", beside "results", which stays em
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -46,6 +45,7 @@ from odin_bench.sweep_choice import (
     own_temperature,
     validation_images,
 )
+from odin_bench.terminal import say
 from odin_engines import command
 from odin_engines.bundle import Bundle
 from odin_engines.engine import Tuning, cache_folder, resolve
@@ -139,14 +139,14 @@ def sweep(parsed: argparse.Namespace, bundle: Bundle) -> int:
     with Sweep(bundle, name, parsed.precision, tuning) as opened:
         opened.check(magnitudes, temperatures)
         in_set = sets.in_set(parsed, opened.spec)
-        size = sets.size(parsed, opened.spec, in_set, _say)
-        out_sets = sets.out_sets(parsed, opened.spec, in_set, size, _say)
+        size = sets.size(parsed, opened.spec, in_set, say)
+        out_sets = sets.out_sets(parsed, opened.spec, in_set, size, say)
         splits = [choice_split(in_set, out_set, parsed.limit) for out_set in out_sets]
 
         def pixels(images: Dataset) -> np.ndarray:
             return images.images if size is None else images.resized(*size).images
 
-        _say(
+        say(
             f"{opened.spec.architecture}, weights {opened.spec.checkpoint}, engine "
             f"{opened.engine}, {opened.precision}, {opened.spec.method}; "
             f"{len(magnitudes)} magnitudes x {len(temperatures)} temperatures"
@@ -190,7 +190,7 @@ def _sweep_sets(
             _print(run, run.results[-1])
     except KeyboardInterrupt:
         status = command.INTERRUPTED
-        _say(f"odin-bench: interrupted; {len(run.results)} of {len(splits)} sets were finished")
+        say(f"odin-bench: interrupted; {len(run.results)} of {len(splits)} sets were finished")
     finally:  # what was finished is not lost, whatever happened to the rest
         if run.results:
             print(_summary(run))
@@ -354,7 +354,3 @@ def _set_content(result: SetResult) -> dict[str, Any]:
             for name, pair in result.choices.items()
         },
     }
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

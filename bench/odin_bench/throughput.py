@@ -81,12 +81,12 @@ class Row:
         batch: images a call.
         images_per_second: of the median call.
         latency_ms: of a call: p50, p90 and p99 of all calls.
-        passes: median of the ratio to the forward pass, round by round, and in `passes_interval`
-            its confidence interval of 95 %; None for the forward pass itself, and where none was
-            timed beside it, as with plans.
+        passes: median of the ratio to the faster forward pass, round by round, and in
+            `passes_interval` its confidence interval of 95 %; None for the forward pass itself, and
+            where none was timed beside it, as with plans.
         speedup_vs_torch: how many times as fast as the fastest eager PyTorch program that computes
             exact ODIN, round by round, also for first order; None for the forward pass, and where
-            not all of `EAGER` were timed.
+            not all of `EAGER` were timed. `speedup_interval` is its confidence interval of 95 %.
         speedup_vs_eager: the same over plain eager PyTorch in float32.
         rounds, calls: how many were timed.
     """

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
-import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
@@ -17,8 +15,9 @@ from odin_bench.end_to_end import run as score_files
 from odin_bench.models import find_reference
 from odin_bench.profile import ENGINES as PROFILED
 from odin_bench.profile import profiles
-from odin_bench.report import environment, measured_as_json, write_json
+from odin_bench.report import measured_as_json, write_json
 from odin_bench.tables import profile_table, throughput_table
+from odin_bench.terminal import SHARE, progress_bar, say, surroundings
 from odin_bench.throughput import (
     Measured,
     Program,
@@ -44,7 +43,6 @@ from odin_runtime.images import normalised
 _WELL_KNOWN = 0.01
 # As many processes at work elsewhere disturb.
 _BUSY = 0.5
-_COLUMNS = 100
 
 Find = Callable[..., Bundle]
 
@@ -63,7 +61,7 @@ def run(parsed: argparse.Namespace, find: Find, open_scorer: Callable[[Bundle], 
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     _check_engine(parsed)
     if load > _BUSY:
-        _say(
+        say(
             f"the machine is busy: {load:.1f} processes were at work before this one began, which "
             "makes times longer and less even"
         )
@@ -82,7 +80,7 @@ def run(parsed: argparse.Namespace, find: Find, open_scorer: Callable[[Bundle], 
             _measure_ops(parsed, bundles, measured)
     except KeyboardInterrupt:
         status = command.INTERRUPTED
-        _say("odin-bench: interrupted; what was finished is kept")
+        say("odin-bench: interrupted; what was finished is kept")
     finally:  # what was finished is not lost, whatever happened to the rest
         if measured:
             spec = bundles[0].spec
@@ -194,7 +192,7 @@ def _targets(parsed: argparse.Namespace, spec: Spec) -> list[tuple[str, Precisio
     if not targets:
         raise OdinError("there is no engine to time\n  " + "\n  ".join(problems))
     for problem in problems:
-        _say(problem)
+        say(problem)
     return targets
 
 
@@ -217,7 +215,7 @@ def _torch_programs(
     except OdinError as error:
         if parsed.engine == "torch":
             raise
-        _say(f"PyTorch is left out: {error}")
+        say(f"PyTorch is left out: {error}")
         return []
     own: list[Method] = [bundle.spec.method for bundle in bundles]
     methods: list[Method] = list(
@@ -227,11 +225,11 @@ def _torch_programs(
     if parsed.torch_compile:
         spec = bundles[0].spec
         planes = normalised(sample_images(spec, parsed.batch_sizes[0], size), spec)
-        _say("PyTorch compiles the network, which takes minutes")
+        say("PyTorch compiles the network, which takes minutes")
         try:
             programs += compiled_programs(reference, methods, planes)
         except OdinError as error:
-            _say(f"compiled PyTorch is left out: {error}")
+            say(f"compiled PyTorch is left out: {error}")
     if parsed.engine == "torch" and parsed.precision:
         programs = [program for program in programs if program.precision == parsed.precision]
         if not programs:
@@ -252,7 +250,7 @@ def _batches_that_fit(
     for batch in batches:
         if batch not in fits:
             needed = bytes_needed(programs, spec, batch, size)
-            _say(
+            say(
                 f"batch size {batch} is left out: it takes about {needed / 2**30:.1f} GiB, and "
                 f"{free / 2**30:.1f} GiB are free"
             )
@@ -276,7 +274,7 @@ def _print_batch(found: Measured) -> None:
     rounds = found.rows[0].rounds
     print(f"batch {found.batch}, {rounds} rounds\n\n{throughput_table(found.rows)}\n", flush=True)
     for text in found.noise:
-        _say(f"the machine was not quiet, batch {found.batch}: {text}")
+        say(f"the machine was not quiet, batch {found.batch}: {text}")
 
 
 # --end-to-end
@@ -294,7 +292,7 @@ def _measure_files(
         stack.enter_context(torch_threads(parsed.threads))
         scorer = stack.enter_context(open_scorer(bundle))
         size = (parsed.size, parsed.size) if parsed.size else None
-        bar = stack.enter_context(_bar(f"{path}", count_images(path), unit="image"))
+        bar = stack.enter_context(progress_bar(f"{path}", count_images(path), unit="image"))
         try:
             score_files(scorer, path, size, taken, bar.update)
         finally:
@@ -316,7 +314,7 @@ def _measure_ops(
     batch, size = parsed.batch_sizes[0], _size(parsed, spec)
     targets = _targets(parsed, spec)
     graphs = (1 + len(bundles)) * len(targets)
-    with _bar("profile", graphs, unit="graph") as bar:
+    with progress_bar("profile", graphs, unit="graph") as bar:
         for engine, precision in targets:
             for found in profiles(bundles, engine, precision, batch, size, tuning):
                 bar.update(1)
@@ -328,33 +326,20 @@ def _measure_ops(
                 measured.setdefault("profile", []).append(found.as_json())
 
 
-# What all print
-
-
 def _print_surroundings(parsed: argparse.Namespace, spec: Spec) -> None:
-    """The machine, the versions and the settings that the times depend on."""
-    here, known = machine.describe(), environment()
-    packages = ", ".join(f"{name} {version}" for name, version in known["packages"].items())
-    cores = f"{here.cores} cores, " if here.cores else ""
-    lines = [
-        f"{spec.architecture}, weights {spec.checkpoint}",
-        f"{here.cpu}: {cores}{here.usable_threads} threads for this process"
-        + (f"; {', '.join(here.vectors)}" if here.vectors else ""),
-        f"{here.system}, Python {here.python}; {packages}",
-        f"threads: {parsed.threads or 'as each engine takes by itself'}; streams: "
-        f"{parsed.streams or 'one for each thread or core'}",
-    ]
+    """What the times depend on, and what the columns are."""
+    more = []
     if parsed.throughput and not parsed.end_to_end:
         height, width = _size(parsed, spec)
-        lines += [
+        more = [
             f"images of {height}x{width} random pixels; programs take turns, in {parsed.seconds:g} "
             "s a batch size or until the passes are known to 1 %",
-            "passes: time of ODIN over that of the forward pass, round by round; in brackets the "
-            "95 % interval of their median",
+            "passes: time of ODIN over that of the forward pass, of the batch in parts or whole, "
+            "whichever is faster, round by round; in brackets the 95 % interval of their median",
             "x best PyTorch, x eager: over exact ODIN in the fastest eager PyTorch program, and in "
             "plain eager float32",
         ]
-    print("\n".join(textwrap.fill(line, _COLUMNS, subsequent_indent="  ") for line in lines))
+    print(surroundings(parsed, f"{spec.architecture}, weights {spec.checkpoint}", more))
 
 
 class _Bars(AbstractContextManager["_Bars"]):
@@ -368,8 +353,7 @@ class _Bars(AbstractContextManager["_Bars"]):
         """Show that this share of a batch size is done."""
         if batch != self._batch:
             self._batch = batch
-            form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
-            self._bar = _bar(f"batch {batch}", 100, bar_format=form)
+            self._bar = progress_bar(f"batch {batch}", 100, bar_format=SHARE)
         self._bar.update(round(100 * share) - self._bar.n)
         if share >= 1:
             self._bar.close()
@@ -377,13 +361,3 @@ class _Bars(AbstractContextManager["_Bars"]):
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.close()
-
-
-def _bar(title: str, total: int | None, **look: str) -> Any:
-    from tqdm import tqdm
-
-    return tqdm(total=total, desc=title, leave=False, mininterval=0.5, disable=None, **look)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -63,6 +63,24 @@ def torch_times(eager: float, last: float, bf16: float) -> dict[tuple[str, ...],
     return {("torch", p, "exact", layout): [each] * 7 for (p, layout), each in seconds}
 
 
+def test_passes_are_of_the_faster_forward_pass() -> None:
+    """Small parts, which suit ODIN, are not to make a forward pass slow that passes are told in."""
+    for in_parts, whole in ((0.2, 0.1), (0.1, 0.2)):
+        programs = [
+            Program("ort", "fp32", None, print),
+            Program("ort", "fp32", None, print, least=5),
+            Program("ort", "fp32", "exact", print),
+        ]
+        seconds = (in_parts, whole, 0.3)
+        timings = {
+            program.name: Timing([[each]] * 7)
+            for program, each in zip(programs, seconds, strict=True)
+        }
+        rows = summary(programs, timings, batch=8).rows
+        assert [row.method for row in rows] == ["forward", "forward, whole", "exact"]
+        assert rows[2].passes == pytest.approx(3)
+
+
 def test_rows() -> None:
     """Passes compare with the forward pass of the same engine and precision, round by round."""
     drift = np.array([1, 1, 1, 1, 2, 2, 2, 2, 2])
