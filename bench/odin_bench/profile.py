@@ -18,6 +18,7 @@ from odin_engines.bundle import FORWARD, ODIN, Bundle
 from odin_engines.cores import physical_cores
 from odin_engines.engine import Arrays, Tuning, images_at_once
 from odin_engines.errors import OdinError
+from odin_engines.openvino_engine import the_core
 from odin_engines.ort_engine import one_line
 from odin_engines.spec import Precision
 from odin_runtime.images import normalised
@@ -142,10 +143,7 @@ def by_op(runs: Iterable[Sequence[Event]], images: int) -> list[OpTime]:
 
 def _openvino_runs(graph: Path, feeds: Arrays, hint: str, threads: int) -> Iterator[list[Event]]:
     """The executed nodes of each run; the graph is compiled for the sizes, as the engine does."""
-    import openvino
-
-    core = openvino.Core()
-    model = core.read_model(str(graph))
+    model = the_core().read_model(str(graph))
     model.reshape({name: list(array.shape) for name, array in feeds.items()})
     settings = {
         "PERFORMANCE_HINT": "LATENCY",
@@ -154,7 +152,7 @@ def _openvino_runs(graph: Path, feeds: Arrays, hint: str, threads: int) -> Itera
         "INFERENCE_NUM_THREADS": threads,
         "PERF_COUNT": True,
     }
-    request = core.compile_model(model, "CPU", settings).create_infer_request()
+    request = the_core().compile_model(model, "CPU", settings).create_infer_request()
     request.infer(dict(feeds))
     for _ in range(_RUNS):
         request.infer(dict(feeds))

@@ -10,6 +10,7 @@ one that takes any.
 
 from __future__ import annotations
 
+import functools
 import re
 import threading
 from collections import deque
@@ -37,14 +38,33 @@ _PLACE = re.compile(r"(Exception from|Check '.*?' failed at) src/\S+:\d+:|\[ GEN
 _Sizes = tuple[tuple[str, tuple[int, ...]], ...]
 
 
+_core_lock = threading.Lock()
+
+
+def the_core() -> Any:
+    """The openvino.Core of this process, which is never freed.
+
+    The CPU plugin of a core gives the thread a stack for signals, and puts the one before in its
+    place when it is freed. Of two cores freed in the order they were made, the second puts back the
+    first one's, which is gone: the next Ctrl-C then ends the process with a segmentation fault.
+    """
+    with _core_lock:
+        return _made_core()
+
+
+@functools.cache
+def _made_core() -> Any:
+    import openvino
+
+    return openvino.Core()
+
+
 def unavailable(precision: Precision) -> str | None:
     """Why OpenVINO cannot be used here in this precision, and the remedy; None if it can."""
     missing = missing_package("openvino", "pip install openvino")
     if missing or precision != "bf16":
         return missing
-    import openvino
-
-    if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if "BF16" in the_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         return None
     return "this CPU has no bfloat16 instructions: use --precision fp32"
 
@@ -55,11 +75,8 @@ def open_graph(graph: Path, precision: Precision, tuning: Tuning) -> Session:
     Raises:
         OdinError: OpenVINO refuses the file, or it is a float32 graph and is to run in float16.
     """
-    import openvino
-
-    core = openvino.Core()
     try:
-        model = core.read_model(str(graph))
+        model = the_core().read_model(str(graph))
     except RuntimeError as error:
         raise OdinError(f"OpenVINO cannot open {graph}: {error}") from error
     written = any(
@@ -78,14 +95,11 @@ def open_graph(graph: Path, precision: Precision, tuning: Tuning) -> Session:
         settings["INFERENCE_NUM_THREADS"] = tuning.threads
     if tuning.cache:
         keep_within(tuning.cache, "*.blob", _CACHE_BYTES)
-    return _OpenVinoSession(core, model, settings, tuning, graph)
+    return _OpenVinoSession(model, settings, tuning, graph)
 
 
 class _OpenVinoSession(Session):
-    def __init__(
-        self, core: Any, model: Any, settings: dict[str, Any], tuning: Tuning, graph: Path
-    ) -> None:
-        self._core = core
+    def __init__(self, model: Any, settings: dict[str, Any], tuning: Tuning, graph: Path) -> None:
         self._model = model
         self._settings = settings
         self._cache = tuning.cache
@@ -170,7 +184,7 @@ class _OpenVinoSession(Session):
             names = ("INFERENCE_PRECISION_HINT", "NUM_STREAMS", "INFERENCE_NUM_THREADS")
             key = "-".join(str(settings.get(name, "all")) for name in names)
             settings["CACHE_DIR"] = str(self._cache / key)
-        return _Compiled(self._core.compile_model(model, "CPU", settings))
+        return _Compiled(the_core().compile_model(model, "CPU", settings))
 
     def _failed(self, feeds: Arrays, error: RuntimeError) -> OdinError:
         shapes = {name: array.shape for name, array in feeds.items()}

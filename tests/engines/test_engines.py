@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -192,6 +195,35 @@ def test_several_threads_share_a_session(
         found = list(pool.map(lambda batch: session.run({"images": batch})["score"], batches))
     for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-7)
+
+
+_PRESS = """
+import signal, sys
+from pathlib import Path
+import numpy as np
+from odin_engines.engine import open_graph
+
+images = np.zeros((1, 3, 32, 32), np.float32)
+first, second = [open_graph("openvino", Path(sys.argv[1])) for _ in range(2)]
+first.run({"images": images})
+second.run({"images": images})
+del first
+del second
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("heard")
+"""
+
+
+def test_ctrl_c_after_sessions_of_openvino(tiny_bundle: Bundle) -> None:
+    """With a core for each, the interpreter's handler would run on a stack that is freed."""
+    command = [sys.executable, "-c", _PRESS, str(tiny_bundle.file("odin.onnx"))]
+    environment = os.environ | {"PYTHONPATH": str(Path(engines.__file__).parents[1])}
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "heard\n"), done.stderr
 
 
 @pytest.mark.parametrize("name", CPU_ENGINES)

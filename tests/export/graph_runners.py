@@ -7,10 +7,10 @@ from collections.abc import Callable
 import numpy as np
 import onnx
 import onnxruntime
-import openvino
 from onnx.reference import ReferenceEvaluator
 from torch import nn
 
+from odin_engines.openvino_engine import the_core
 from odin_engines.spec import Spec
 from odin_engines.torch_reference import TorchReference
 
@@ -34,7 +34,7 @@ def by_onnxruntime(model: onnx.ModelProto, feeds: Outputs) -> Outputs:
 
 
 def by_openvino(model: onnx.ModelProto, feeds: Outputs) -> Outputs:
-    core = openvino.Core()
+    core = the_core()
     # Without the hint, OpenVINO computes in bfloat16 where the CPU has it.
     settings = {"INFERENCE_PRECISION_HINT": "f32"}
     compiled = core.compile_model(core.read_model(model.SerializeToString()), "CPU", settings)

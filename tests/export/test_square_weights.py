@@ -8,10 +8,10 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import onnxruntime
-import openvino
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from odin_engines.openvino_engine import the_core
 from odin_export.backward import input_gradient
 
 WIDTH = 16
@@ -49,7 +49,7 @@ def test_openvino_agrees_with_onnxruntime(op, weight_shape, attributes):
     }
     session = onnxruntime.InferenceSession(extended, providers=["CPUExecutionProvider"])
     (expected,) = session.run(["input_gradient"], feeds)
-    core = openvino.Core()
+    core = the_core()
     settings = {"INFERENCE_PRECISION_HINT": "f32"}
     found = core.compile_model(core.read_model(extended), "CPU", settings)(feeds)
     np.testing.assert_allclose(found["input_gradient"], expected, atol=1e-3)
