@@ -64,7 +64,9 @@ def find_bundle(
             return read_bundle(folder)
         except OdinError:
             step("mend cached bundle")  # cut short or changed by somebody: export it again
-    return export(name, checkpoint, folder, options, step)
+    # One bundle serves every engine; graphs in half precision have no form of an engine's own.
+    engine = "ort" if options.precision == "fp32" else None
+    return export(name, checkpoint, folder, options, step, engine)
 
 
 def with_plans(bundle: Bundle, engine: str, step: Callable[[str], object]) -> Bundle:

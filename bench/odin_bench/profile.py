@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from odin_bench.throughput import sample_images, streams_of, tuned
-from odin_engines.bundle import FORWARD, ODIN, Bundle
+from odin_engines.bundle import FORWARD, Bundle
 from odin_engines.cores import physical_cores
 from odin_engines.engine import Arrays, Tuning, images_at_once
 from odin_engines.errors import OdinError
@@ -112,7 +112,7 @@ def profiles(
     for bundle in bundles:
         given = raw if bundle.spec.input_type == "uint8" else planes
         inputs = {"images": given, **tuned(bundle.spec)}
-        graphs.append((bundle.spec.method, bundle.file(ODIN), inputs))
+        graphs.append((bundle.spec.method, bundle.odin(engine), inputs))
     hint = "bf16" if precision == "bf16" and spec.graph_precision == "fp32" else "f32"
     for method, graph, feeds in graphs:
         try:

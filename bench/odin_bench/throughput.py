@@ -16,7 +16,7 @@ import numpy as np
 from odin_bench.timing import NOISY, Interval, Timing, measure
 from odin_engines import engine as engines
 from odin_engines.batches import run_in_parts
-from odin_engines.bundle import FORWARD, ODIN, Bundle
+from odin_engines.bundle import FORWARD, Bundle
 from odin_engines.cores import streams_of
 from odin_engines.engine import ENGINES, Arrays, Session, Tuning
 from odin_engines.spec import Method, Precision, Spec
@@ -160,7 +160,7 @@ def open_programs(
     forward = opened(bundles[0].file(FORWARD))
     # ODIN likes small parts; a forward pass that does not is not to be slowed down by them.
     whole = Program(engine, precision, None, forward.run, least=most + 1, held=None)
-    odin = [program(opened(bundle.file(ODIN)), bundle.spec) for bundle in bundles]
+    odin = [program(opened(bundle.odin(engine)), bundle.spec) for bundle in bundles]
     return [program(forward, None), whole, *odin]
 
 

@@ -68,9 +68,24 @@ class Bundle:
             raise OdinError(f"bundle {self.path} holds no {name}; {_RE_EXPORT}")
         return self.path / name
 
+    def odin(self, engine: str) -> Path:
+        """The path of the ODIN graph in an engine's own form, or of odin.onnx if it has none."""
+        own = own_odin(engine)
+        return self.file(own if own in self.files else ODIN)
+
+    def graphs(self) -> dict[str, bytes]:
+        """The content of each ONNX file."""
+        names = [name for name in self.files if Path(name).suffix == ".onnx"]
+        return {name: self.file(name).read_bytes() for name in names}
+
     def plan(self, engine: str, graph: str) -> PlanRecord | None:
         """What is said of an engine's plan of a graph; None if there is no such plan."""
         return next((p for p in self.plans if (p.engine, p.graph) == (engine, graph)), None)
+
+
+def own_odin(engine: str) -> str:
+    """The name of the ODIN graph in the form that one engine is fastest with."""
+    return f"odin.{engine}.onnx"
 
 
 def folder_argument(path: Path) -> str:

@@ -92,7 +92,7 @@ ENGINES = {
     info.name: info
     for info in (
         EngineInfo("openvino", "odin_engines.openvino_engine", "OpenVINO on the CPU", at_once=4),
-        EngineInfo("ort", "odin_engines.ort_engine", "ONNX Runtime on the CPU", at_once=4),
+        EngineInfo("ort", "odin_engines.ort_engine", "ONNX Runtime on the CPU", at_once=2),
         EngineInfo("ort-cuda", "odin_engines.ort_cuda_engine", "ONNX Runtime with CUDA", "gpu"),
         EngineInfo("ort-trt", "odin_engines.ort_trt_engine", "ONNX Runtime with TensorRT", "gpu"),
         EngineInfo("trt", "odin_engines.tensorrt_engine", "TensorRT", "gpu"),

@@ -18,6 +18,7 @@ from odin_export.plan_bundles import PlanMaker, add_plans
 from odin_export.plan_flags import (
     PLAN_FLAGS,
     add_plan_options,
+    graph_engine,
     plan_lines,
     plan_options,
 )
@@ -68,7 +69,8 @@ def _parser() -> argparse.ArgumentParser:
         "model",
         metavar="MODEL",
         help="densenet10, densenet100, wideresnet10, wideresnet100, or an .onnx file; or, with "
-        "--engine trt or rtx, the folder of a bundle, which gets plans without a new export",
+        "--engine ort, trt or rtx, the folder of a bundle, which gets what that engine wants "
+        "without a new export",
     )
     parser.add_argument("--output", type=Path, metavar="DIR", help="the bundle (default: ./MODEL)")
     _add_file_options(parser.add_argument_group("what an .onnx file holds, where it is not clear"))
@@ -108,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
         help=f"further outputs of odin.onnx that cost next to nothing: {', '.join(SCORE_NAMES)}; "
         "gradnorm needs a linear last layer, cam-max and cam-std global average pooling before it",
     )
-    add_plan_options(parser.add_argument_group("plans of TensorRT"))
+    add_plan_options(parser.add_argument_group("for one engine"))
     return parser
 
 
@@ -159,9 +161,9 @@ def _export(parsed: argparse.Namespace) -> int:
     plans = plan_options(parsed)
     if _is_folder_of_bundle(parsed.model):
         _check_nothing_else_is_given(parsed)
-        _add_plans(Path(parsed.model), parsed.output, plans)
+        _add_for_engine(Path(parsed.model), parsed.output, graph_engine(parsed), plans)
         return 0
-    from odin_export import exporter
+    from odin_export import engine_graphs, exporter
     from odin_export.ends import Choice
 
     options = exporter.Options(
@@ -189,18 +191,22 @@ def _export(parsed: argparse.Namespace) -> int:
             maker = None if plans is None else PlanMaker(source.spec, plans, _bundle_at(output))
             if maker is not None:
                 maker.check()
+            if graph_engine(parsed):
+                engine_graphs.check(parsed.engine, source.spec)
             if parsed.check and (status := _checked(source, steps)):
                 return status
             if parsed.verify is not None and not _verified(source, parsed.verify, steps):
                 return command.REFUSED
             if parsed.check:
                 return 0
-            bundle = exporter.write(source, output, steps.begin, maker)
+            bundle = exporter.write(source, output, steps.begin, maker, graph_engine(parsed))
         except OdinError as error:
             if not is_file:
                 raise
             raise OdinError(f"{parsed.model}: {error}") from error
     _summarise(bundle, output, frozenset() if maker is None else maker.reused)
+    _say_of_own_graph(bundle, graph_engine(parsed))
+    print(f"  next: odin-bench {output}")
     return 0
 
 
@@ -226,22 +232,43 @@ def _summarise(bundle: Bundle, output: Path, reused: frozenset[str]) -> None:
         print(f"  the network is in {spec.graph_precision}{scale}")
     for line in plan_lines(bundle, reused):
         print(f"  {line}")
-    print(f"  next: odin-bench {output}")
 
 
-def _add_plans(folder: Path, output: Path | None, options: PlanOptions | None) -> None:
-    """Build plans for a bundle, and print what became of each."""
+def _say_of_own_graph(bundle: Bundle, engine: str | None) -> None:
+    """Print whether a bundle has the graph in the form of an engine that asked for it."""
+    if engine is None:
+        return
+    file = bundle.odin(engine)
+    if file.name == ODIN:
+        print(f"  {ODIN} has nothing that engine {engine} would be faster with in another form")
+        return
+    size = file.stat().st_size / 1e6
+    print(f"  {file.name} ({size:.1f} MB): the same in the form that engine {engine} opens")
+
+
+def _add_for_engine(
+    folder: Path, output: Path | None, engine: str | None, options: PlanOptions | None
+) -> None:
+    """Add to a bundle what an engine wants, and print what became of it."""
     bundle = read_bundle(folder)
-    if options is None:
+    if engine is None and options is None:
         raise OdinError(
-            f"{folder} is a bundle: --engine trt or rtx adds plans to it; to export anew, give the "
-            "model that it was made from"
+            f"{folder} is a bundle: --engine trt or rtx adds plans to it, --engine ort a graph; to "
+            "export anew, give the model that it was made from"
         )
     check_output(output or folder)
-    written, reused = add_plans(bundle, options, output)
+    reused: frozenset[str] = frozenset()
+    if options is not None:
+        written, reused = add_plans(bundle, options, output)
+    else:
+        assert engine is not None
+        from odin_export.engine_graphs import add_own_graph
+
+        written = add_own_graph(bundle, engine, output)
     print(f"{written.path}: {written.spec.architecture}, {written.spec.classes} classes")
     for line in plan_lines(written, reused):
         print(f"  {line}")
+    _say_of_own_graph(written, engine)
 
 
 def _bundle_at(path: Path) -> Bundle | None:

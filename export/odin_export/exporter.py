@@ -33,6 +33,7 @@ from odin_export.checkpoint import load_network
 from odin_export.classifier import Classifier
 from odin_export.emit import dims
 from odin_export.ends import Choice
+from odin_export.engine_graphs import own_graph
 from odin_export.forward import forward_graph
 from odin_export.half_range import check_activations, seed_scale
 from odin_export.imported import Imported, read_classifier
@@ -93,6 +94,7 @@ def export(
     output: Path,
     options: Options | None = None,
     step: Step = lambda name: None,
+    engine: str | None = None,
 ) -> Bundle:
     """Export one of the four networks to a bundle at `output`.
 
@@ -102,6 +104,7 @@ def export(
         output: the bundle's folder; it appears whole or not at all.
         options: None takes the defaults.
         step: called with the name of each of `STEPS` as it begins.
+        engine: as `write`.
 
     Raises:
         OdinError: an unknown name, a checkpoint that does not fit, a value out of range, or an
@@ -110,7 +113,7 @@ def export(
     networks.check_name(model)
     check_options(options or Options())
     check_output(output)
-    return write(from_name(model, checkpoint, options, step), output, step)
+    return write(from_name(model, checkpoint, options, step), output, step, engine=engine)
 
 
 def export_file(
@@ -192,6 +195,7 @@ def write(
     output: Path,
     step: Step = lambda name: None,
     make: Callable[[Mapping[str, bytes]], PlanSet] | None = None,
+    engine: str | None = None,
 ) -> Bundle:
     """Derive the graphs of a bundle, check them, have their plans built, and write it.
 
@@ -200,6 +204,7 @@ def write(
         output: the bundle's folder; it appears whole or not at all.
         step: called with the name of each of `STEPS` as it begins.
         make: builds plans from the graphs, by name, serialized; None for a bundle without.
+        engine: of `engine_graphs.REWRITES`, for which to add the graph in its own form.
 
     Raises:
         OdinError: an op has no gradient, a graph is not valid or not equivalent, or the bundle
@@ -218,6 +223,8 @@ def write(
         _check(name, graph)
     source.compare()
     contents = {name: graph.SerializeToString() for name, graph in graphs.items()}
+    if engine is not None:
+        contents |= own_graph(engine, contents[ODIN])
     if make is None:
         step("write bundle")
         return write_bundle(output, spec, contents)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from odin_engines import plan_sets
-from odin_engines.bundle import FORWARD, GRADIENT, ODIN, Bundle, write_bundle
+from odin_engines.bundle import Bundle, write_bundle
 from odin_engines.plan_sets import PlanOptions, PlanSet
 from odin_engines.spec import Spec
 
@@ -71,7 +71,7 @@ def add_plans(
         OdinError: a plan cannot be built, or the bundle cannot be written; it is then as it was.
     """
     maker = PlanMaker(bundle.spec, options, bundle)
-    graphs = {name: bundle.file(name).read_bytes() for name in (ODIN, GRADIENT, FORWARD)}
+    graphs = bundle.graphs()
     plans = maker(graphs)
     if target is None and plans.records == bundle.plans and maker.reused == set(plans.contents):
         return bundle, maker.reused

@@ -1,4 +1,4 @@
-"""odin-export's flags for plans, spelt as trtexec spells them, and what is said of plans."""
+"""odin-export's flags for single engines; those for plans are spelt as trtexec spells them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from odin_engines.plan_records import (
 )
 from odin_engines.plan_sets import PlanOptions, timing_caches
 
-_NO_PLANS = "onnx"
+_ANY_ENGINE = "onnx"
+_OWN_GRAPH = ("ort",)  # engine_graphs.REWRITES, which takes onnx to import
 _BOTH = "both"
 _SHAPES = {"minShapes": "smallest", "optShapes": "most usual", "maxShapes": "largest"}
 
@@ -28,10 +29,11 @@ def add_plan_options(group: argparse._ArgumentGroup) -> None:
     """Add --engine, and what tells how plans are built."""
     group.add_argument(
         "--engine",
-        choices=(_NO_PLANS, *ENGINE_TITLES),
-        default=_NO_PLANS,
-        help="also build plans: trt with TensorRT, for the GPU of this machine; rtx with TensorRT "
-        "for RTX, on any machine (default: onnx, which needs none)",
+        choices=(_ANY_ENGINE, *_OWN_GRAPH, *ENGINE_TITLES),
+        default=_ANY_ENGINE,
+        help="also write what an engine is faster with: ort, the graph in a form for ONNX Runtime "
+        "on the CPU; trt, plans of TensorRT for the GPU of this machine; rtx, plans of TensorRT "
+        "for RTX, on any machine (default: onnx, the graphs for any engine alone)",
     )
     group.add_argument(
         "--plans",
@@ -81,13 +83,18 @@ def add_plan_options(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def graph_engine(parsed: argparse.Namespace) -> str | None:
+    """Return the engine for which --engine asks a graph of its own, if it does."""
+    return parsed.engine if parsed.engine in _OWN_GRAPH else None
+
+
 def plan_options(parsed: argparse.Namespace) -> PlanOptions | None:
     """Return what plans the flags ask for; None if none.
 
     Raises:
         OdinError: they contradict each other, or plans for this engine cannot be built here.
     """
-    if parsed.engine == _NO_PLANS:
+    if parsed.engine not in ENGINE_TITLES:
         for name in PLAN_FLAGS:
             if getattr(parsed, name) is not None:
                 raise OdinError(f"--{name} is for plans; add --engine trt or --engine rtx")

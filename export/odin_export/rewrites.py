@@ -47,6 +47,48 @@ def fold_scales(graph: ir.Graph) -> int:
     return folded
 
 
+def masks_in_one_op(graph: ir.Graph) -> int:
+    """Let one op make each mask of 0 and 1 of the backward pass, for ONNX Runtime.
+
+    Cast(x > 0) goes over memory twice, HardSigmoid once:
+
+        min(max(3e38 x, 0), 1) = 1 if x > 0 else 0
+
+    for every x but those between 0 and 3.3e-39, which have left float32's normal numbers. OpenVINO
+    computes the former along with ReLU, and not the latter.
+
+    Returns:
+        How many masks were replaced.
+    """
+    e = Emitter(graph, ir.DataType.FLOAT)
+    replaced = 0
+    for node in list(graph):
+        if node.op_type != "Cast" or node.outputs[0].dtype != ir.DataType.FLOAT:
+            continue
+        positive = node.inputs[0]
+        compare = None if positive is None else positive.producer()
+        if compare is None or compare.op_type != "Greater" or not _is_zero(compare.inputs[1]):
+            continue
+        values, result = compare.inputs[0], node.outputs[0]
+        if result.is_graph_output() or values is None or values.dtype != ir.DataType.FLOAT:
+            continue
+        mask = e.op("HardSigmoid", values, name=node.name, alpha=3e38, beta=0.0)
+        mask.shape, mask.type = result.shape, result.type
+        result.replace_all_uses_with(mask)
+        graph.remove(node, safe=True)
+        if positive is not None and not positive.uses() and not positive.is_graph_output():
+            graph.remove(compare, safe=True)
+        replaced += 1
+    graph.sort()
+    return replaced
+
+
+def _is_zero(value: ir.Value | None) -> bool:
+    """Whether it is the number 0."""
+    array = constant_value(value)
+    return array is not None and array.size == 1 and not array.any()
+
+
 def _scaled_convolution(
     node: ir.Node, constant: set[ir.Value]
 ) -> tuple[ir.Node, ir.Value, np.ndarray] | None:

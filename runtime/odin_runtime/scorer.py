@@ -13,7 +13,7 @@ import numpy as np
 
 from odin_engines import engine as engines
 from odin_engines.batches import parts
-from odin_engines.bundle import ODIN, Bundle, read_bundle
+from odin_engines.bundle import Bundle, read_bundle
 from odin_engines.engine import Session, Tuning, cache_folder
 from odin_engines.errors import OdinError
 from odin_engines.spec import Precision, Spec
@@ -159,7 +159,7 @@ class Scorer:
                 session = open_gpu(opened, name, options)
                 batch_size = session.pipeline.batch_size
             else:
-                session = engines.open_graph(name, opened.file(ODIN), precision, tuning)
+                session = engines.open_graph(name, opened.odin(name), precision, tuning)
         size = engines.images_at_once(name, precision) if batch_size is None else batch_size
         return cls(opened, name, precision, session, input_type, size, memory)
 

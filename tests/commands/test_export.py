@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch import nn
@@ -20,13 +21,14 @@ from odin_engines.bundle import read_bundle
 from odin_engines.torch_reference import TorchReference
 from odin_export import cli as export
 from odin_export import exporter
+from odin_export.forward import forward_graph
 from odin_export.networks import RELEASE_MEAN, RELEASE_STD
 from odin_runtime import Scorer
 from odin_runtime.images import normalised
 
 EXPORT_HELP = """
 MODEL --checkpoint --output --temperature --magnitude --method --mean --std --precision --input-type
---tunable --engine exact first-order fp32 fp16 bf16 float32 uint8 onnx trt rtx
+--tunable --engine exact first-order fp32 fp16 bf16 float32 uint8 onnx ort trt rtx
 --plans fused split both --minShapes --optShapes --maxShapes --tf32 --builderOptimizationLevel
 --computeCapabilities --hardwareCompatibility none ampere+ same-cc --timingCacheFile
 --scores --preset --scale --check --verify --input --logits --layout --bgr
@@ -88,6 +90,33 @@ def test_export_with_every_flag(run: Command, weights: Path) -> None:
     assert (spec.temperature, spec.magnitude, spec.method) == (500, 0.002, "first-order")
     assert (spec.mean, spec.std) == ((0.5, 0.4, 0.3), (0.3, 0.2, 0.1))
     assert (spec.precision, spec.input_type, spec.tunable) == ("bf16", "uint8", True)
+
+
+def test_export_for_onnx_runtime(run: Command, weights: Path) -> None:
+    outcome = run(export.main, "tiny10", "--checkpoint", weights, "--engine", "ort")
+    assert outcome.status == 0, outcome.err
+    assert re.search(r"odin\.ort\.onnx \(\d\.\d MB\): the same in the form", outcome.out)
+    assert "odin-bench tiny10" in outcome.out
+    made = read_bundle(Path("tiny10")).files
+    assert set(made) == {"odin.onnx", "odin.ort.onnx", "gradient.onnx", "forward.onnx"}
+    assert run(export.main, "tiny10", "--checkpoint", weights, "--output", "plain").status == 0
+    outcome = run(export.main, "./plain", "--engine", "ort")
+    assert outcome.status == 0, outcome.err
+    assert read_bundle(Path("plain")).files == made
+    changed = ("tiny10", "--checkpoint", weights, "--precision", "bf16", "--engine", "ort")
+    line = refused(run(export.main, *changed))
+    assert "--engine ort rewrites graphs in fp32, and these are in bf16" in line
+
+
+def test_export_of_what_onnx_runtime_takes_as_it_is(run: Command) -> None:
+    """A network without ReLU."""
+    pool = (nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), *pool, nn.Linear(4, 5)).eval()
+    onnx.save(forward_graph(network, 63), "net.onnx")
+    outcome = run(export.main, "net.onnx", "--preset", "unit", "--engine", "ort")
+    assert outcome.status == 0, outcome.err
+    assert "odin.onnx has nothing that engine ort would be faster with" in outcome.out
+    assert set(read_bundle(Path("net")).files) == {"odin.onnx", "gradient.onnx", "forward.onnx"}
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime
 import pytest
 import torch
 from onnx.reference import ReferenceEvaluator
@@ -18,7 +19,7 @@ from odin_engines.spec import Spec
 from odin_engines.torch_reference import TorchReference
 from odin_export.forward import forward_graph
 from odin_export.odin_graph import gradient_graph
-from odin_export.rewrites import fold_scales
+from odin_export.rewrites import fold_scales, masks_in_one_op
 
 RESULT = "float[N,3,4,4] y"
 # d -> W' d -> mask -> s: what the rules make of BatchNormalization, Relu, Conv.
@@ -48,6 +49,7 @@ def model(nodes: str, scale: tuple[int, ...] = (3, 1, 1), outputs: str = RESULT)
         ("bias", numbers.standard_normal(3)),
         ("s", numbers.standard_normal(scale)),
         ("zero", np.zeros(())),
+        ("half", np.full((), 0.5)),
     ):
         if re.search(rf"\b{name}\b", nodes):
             tensor = onnx.numpy_helper.from_array(values.astype(np.float32), name)
@@ -64,9 +66,11 @@ def results(made: onnx.ModelProto) -> list[np.ndarray]:
     return ReferenceEvaluator(made).run(None, feeds)
 
 
-def folded(made: onnx.ModelProto) -> tuple[int, onnx.ModelProto]:
+def folded(
+    made: onnx.ModelProto, rewrite: Callable[[ir.Graph], int] = fold_scales
+) -> tuple[int, onnx.ModelProto]:
     converted = ir.from_proto(made)
-    count = fold_scales(converted.graph)
+    count = rewrite(converted.graph)
     changed = ir.to_proto(converted)
     onnx.checker.check_model(changed, full_check=True)
     return count, changed
@@ -102,6 +106,55 @@ def test_what_is_left_alone(why: str, made: onnx.ModelProto) -> None:
     assert count == 0, why
     for found, expected in zip(results(changed), results(made), strict=True):
         np.testing.assert_array_equal(found, expected)
+
+
+MASK = """
+    positive = Greater (x, zero)
+    mask = Cast <to = 1> (positive)
+    y = Mul (x, mask)
+"""
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["alone", "the comparison is an output"])
+def test_masks_in_one_op(kept: bool) -> None:
+    outputs = f"{RESULT}, bool[N,3,4,4] positive" if kept else RESULT
+    made = model(MASK, outputs=outputs)
+    count, changed = folded(made, masks_in_one_op)
+    assert count == 1
+    ops = [node.op_type for node in changed.graph.node]
+    assert sorted(ops) == sorted(["HardSigmoid", "Mul", *(["Greater"] if kept else [])])
+    for found, expected in zip(results(changed), results(made), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("why", "made"),
+    [
+        ("the mask is an output", model(MASK, outputs=f"{RESULT}, float[N,3,4,4] mask")),
+        ("it is compared with other than 0", model(MASK.replace("zero", "half"))),
+        ("0 is greater", model(MASK.replace("(x, zero)", "(zero, x)"))),
+        ("it is another comparison", model(MASK.replace("Greater", "GreaterOrEqual"))),
+    ],
+)
+def test_masks_that_are_left_alone(why: str, made: onnx.ModelProto) -> None:
+    count, changed = folded(made, masks_in_one_op)
+    assert count == 0, why
+    for found, expected in zip(results(changed), results(made), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_a_mask_by_onnx_runtime_is_exact() -> None:
+    """It is the engine's HardSigmoid that counts; infinities and the least numbers too."""
+    made = model(MASK.replace("y = Mul (x, mask)", "y = Neg (mask)"))
+    _, changed = folded(made, masks_in_one_op)
+    tiny, largest = np.finfo(np.float32).tiny, np.finfo(np.float32).max
+    special = [0.0, -0.0, tiny, -tiny, 1e-30, -1e-30, 1.0, -1.0, largest, -largest, np.inf, -np.inf]
+    x = np.resize(np.float32(special), (2, 3, 4, 4))
+    session = onnxruntime.InferenceSession(
+        changed.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    (found,) = session.run(None, {"d": np.zeros((2, 2, 4, 4), np.float32), "x": x})
+    np.testing.assert_array_equal(found, -(x > 0).astype(np.float32))
 
 
 class PreActivation(nn.Module):
