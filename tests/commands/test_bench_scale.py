@@ -15,10 +15,12 @@ from commands.runs import Command, refused, results
 from odin_bench import cli as bench
 from odin_bench import scale, scale_cli
 from odin_engines.bundle import Bundle
+from odin_engines.engine import images_at_once
 from odin_runtime import Scorer
 
 QUICK = ("--scaling", "--images", "12,30,20", "--seconds", 0.01, "--json", "out.json")
 ORT = ("--engine", "ort", "--threads", 2)
+AT_ONCE = images_at_once("ort", "fp32")
 
 
 @pytest.fixture(autouse=True)
@@ -59,19 +61,19 @@ def test_scale(run: Command, bundle: Path) -> None:
         (63, 63),
     ]
     for row in pixels["rows"]:
-        assert row["images"] == 8
+        assert row["images"] == 2 * AT_ONCE
         assert row["ns_a_pixel"] == pytest.approx(1e6 * row["ms_an_image"] / row["height"] ** 2)
     assert pixels["change"] == pixels["rows"][-1]["cost"][0] - 1
 
     cores = found["cores"]["rows"]
-    assert [(row["threads"], row["images"]) for row in cores] == [(1, 4), (2, 8)]
+    assert [(row["threads"], row["images"]) for row in cores] == [(1, AT_ONCE), (2, 2 * AT_ONCE)]
     assert cores[0]["speedup"] == [1, 1, 1]
     rates = [row["images_per_second"] for row in cores]
     assert found["cores"]["grows"] == (rates[0] < rates[1])
     for text in (
         "Images of 32x32 random pixels, 8 a call",
         "time: an image of the most takes ",
-        "Sizes of images, 8 a call",
+        f"Sizes of images, {2 * AT_ONCE} a call",
         "a pixel of the largest images takes ",
         "2 threads are ",
         "2 sizes only: three take 3 cores or more",
