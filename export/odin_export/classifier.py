@@ -23,6 +23,7 @@ from odin_export.layout import channels_first, image_layout, reverse_channels
 from odin_export.obstacles import QUANTISED
 from odin_export.precision import in_precision
 from odin_export.prepare import prepared
+from odin_export.rewrites import average_first
 
 # What may stand between a softmax and the output without changing what the numbers mean.
 _PASSING = frozenset({"Identity", "Cast", "Flatten", "Reshape", "Squeeze", "Dropout", "Unsqueeze"})
@@ -129,6 +130,7 @@ def find_classifier(model: onnx.ModelProto, choice: Choice | None = None) -> Cla
             raise OdinError("--bgr is for images with three channels")
         reverse_channels(graph)
     clean.rename(graph, graph.inputs[0], "images")
+    average_first(graph)
     forward = in_precision(clean.to_proto(graph_model), ir.DataType.FLOAT)
     return _checked(forward, layout, original, choice.bgr, notes)
 

@@ -14,6 +14,7 @@ from torch.export import Dim
 
 from odin_export import clean
 from odin_export.networks import MIN_SIZE
+from odin_export.rewrites import average_first
 
 
 def forward_graph(network: torch.nn.Module, max_size: int) -> onnx.ModelProto:
@@ -44,6 +45,7 @@ def forward_graph(network: torch.nn.Module, max_size: int) -> onnx.ModelProto:
     assert program is not None
     model = clean.cleaned(program.model)
     clean.keep_batch_in_reshapes(model.graph)
+    average_first(model.graph)
     return clean.to_proto(model)
 
 

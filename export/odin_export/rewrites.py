@@ -1,14 +1,76 @@
-"""Named rewrites of a finished graph: the same numbers, but for rounding, in less time.
+"""Named rewrites of a graph: the same numbers, but for rounding, in less time.
 
 Each is a function that changes a graph in place; what it gains stands in bench/RESULTS.md.
 """
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import onnx_ir as ir
 
 from odin_export.emit import Emitter, constant_value, dims
+
+
+def average_first(graph: ir.Graph) -> int:
+    """Average pixels before a convolution of kernel 1, not after it, in a forward pass.
+
+    A mean over pixels and a mix of channels can change places, and the mix then has fewer pixels
+    to work on: a quarter behind a pooling of 2 x 2, in the backward pass too. A DenseNet has such
+    a pair between each two blocks.
+
+    Returns:
+        How many pairs changed places.
+    """
+    moved = 0
+    for pool in list(graph):
+        convolution = _pooled_convolution(pool)
+        if convolution is None:
+            continue
+        mixed, pooled = convolution.outputs[0], pool.outputs[0]
+        given = convolution.inputs[0]
+        assert given is not None
+        shape = pooled.shape
+        pool.replace_input_with(0, given)
+        pooled.replace_all_uses_with(mixed)
+        convolution.replace_input_with(0, pooled)
+        pooled.shape = ir.Shape([*dims(given)[:2], *dims(pooled)[2:]])
+        mixed.shape = shape
+        moved += 1
+    graph.sort()
+    return moved
+
+
+def _pooled_convolution(pool: ir.Node) -> ir.Node | None:
+    """The convolution of kernel 1 that a pooling averages, if it can as well come after it."""
+    if pool.op_type != "AveragePool" or pool.domain or pool.outputs[0].is_graph_output():
+        return None
+    # Weights of a mean with something from beside the image do not add up to 1.
+    if not _within_image(pool) or pool.attributes.get_int("ceil_mode") or _stride(pool) == 1:
+        return None
+    mixed = pool.inputs[0]
+    convolution = None if mixed is None else _only_user(mixed, pool)
+    if convolution is None or convolution.op_type != "Conv" or convolution.domain:
+        return None
+    if not _within_image(convolution) or _stride(convolution) > 1:
+        return None
+    values = (*convolution.inputs[:2], pool.outputs[0])
+    if any(value is None or value.shape is None for value in values):
+        return None
+    weight = convolution.inputs[1]
+    return convolution if weight is not None and set(dims(weight)[2:]) == {1} else None
+
+
+def _within_image(window: ir.Node) -> bool:
+    """Whether a convolution or a pooling takes nothing from beside the image."""
+    padding = window.attributes.get_string("auto_pad", "NOTSET")
+    return padding in ("NOTSET", "VALID") and not any(window.attributes.get_ints("pads", []))
+
+
+def _stride(window: ir.Node) -> int:
+    """How many pixels a convolution or a pooling makes one of."""
+    return math.prod(window.attributes.get_ints("strides", [1]))
 
 
 def fold_scales(graph: ir.Graph) -> int:

@@ -19,7 +19,7 @@ from odin_engines.spec import Spec
 from odin_engines.torch_reference import TorchReference
 from odin_export.forward import forward_graph
 from odin_export.odin_graph import gradient_graph
-from odin_export.rewrites import fold_scales, masks_in_one_op
+from odin_export.rewrites import average_first, fold_scales, masks_in_one_op
 
 RESULT = "float[N,3,4,4] y"
 # d -> W' d -> mask -> s: what the rules make of BatchNormalization, Relu, Conv.
@@ -49,6 +49,7 @@ def model(nodes: str, scale: tuple[int, ...] = (3, 1, 1), outputs: str = RESULT)
         ("bias", numbers.standard_normal(3)),
         ("s", numbers.standard_normal(scale)),
         ("zero", np.zeros(())),
+        ("scales", np.float32([1, 1, 2, 2])),
         ("half", np.full((), 0.5)),
     ):
         if re.search(rf"\b{name}\b", nodes):
@@ -155,6 +156,79 @@ def test_a_mask_by_onnx_runtime_is_exact() -> None:
     )
     (found,) = session.run(None, {"d": np.zeros((2, 2, 4, 4), np.float32), "x": x})
     np.testing.assert_array_equal(found, -(x > 0).astype(np.float32))
+
+
+POOLED = """
+    w = Transpose <perm = [1, 0, 2, 3]> (stored)
+    c = Conv (d, w, bias)
+    p = AveragePool <kernel_shape = [2, 2], strides = [2, 2]> (c)
+    y = Neg (p)
+"""
+SMALL = "float[N,3,2,2] y"
+OVERLAPPING = POOLED.replace("kernel_shape = [2, 2]", "kernel_shape = [3, 3]")
+
+
+@pytest.mark.parametrize(
+    ("nodes", "result"),
+    [
+        (POOLED, SMALL),
+        (POOLED.replace("(d, w, bias)", "(d, w)"), SMALL),
+        (POOLED.replace("strides =", 'auto_pad = "VALID", strides ='), SMALL),
+        (OVERLAPPING, "float[N,3,1,1] y"),
+    ],
+    ids=["bias", "no bias", "auto_pad", "windows that overlap"],
+)
+def test_average_first(nodes: str, result: str) -> None:
+    made = model(nodes, outputs=result)
+    count, changed = folded(made, average_first)
+    assert count == 1
+    ops = [node.op_type for node in changed.graph.node]
+    assert ops.index("AveragePool") < ops.index("Conv")
+    for found, expected in zip(results(changed), results(made), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+PADDED = POOLED.replace("strides =", "pads = [1, 1, 1, 1], count_include_pad = 1, strides =")
+
+
+@pytest.mark.parametrize(
+    ("why", "nodes", "result"),
+    [
+        ("what is averaged is used elsewhere", POOLED, f"{SMALL}, float[N,3,4,4] c"),
+        ("the mean is an output", POOLED, f"{SMALL}, float[N,3,2,2] p"),
+        ("zeros around the image have no bias", PADDED, "float[N,3,3,3] y"),
+        ("so do windows beyond the image", OVERLAPPING.replace("str", "ceil_mode = 1, str"), SMALL),
+        ("as many pixels are left", POOLED.replace("[2, 2]>", "[1, 1]>"), "float[N,3,3,3] y"),
+        ("it is not a mean", POOLED.replace("AveragePool", "MaxPool"), SMALL),
+        (
+            "the convolution has a stride",
+            POOLED.replace("Conv", "Conv <strides = [2, 2]>"),
+            "float[N,3,1,1] y",
+        ),
+        (
+            "the convolution goes beyond the image",
+            POOLED.replace("Conv", "Conv <pads = [1, 1, 1, 1]>"),
+            "float[N,3,3,3] y",
+        ),
+    ],
+)
+def test_pools_that_stay_behind(why: str, nodes: str, result: str) -> None:
+    made = model(nodes, outputs=result)
+    count, changed = folded(made, average_first)
+    assert count == 0, why
+    for found, expected in zip(results(changed), results(made), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_a_pool_stays_behind_a_convolution_of_several_pixels() -> None:
+    wide = """
+        w = Resize <mode = "nearest"> (stored, , scales)
+        c = Conv (x, w)
+        p = AveragePool <kernel_shape = [2, 2], strides = [2, 2]> (c)
+        y = Neg (p)
+    """
+    made = model(wide, outputs="float[N,2,1,1] y")
+    assert folded(made, average_first)[0] == 0
 
 
 class PreActivation(nn.Module):
