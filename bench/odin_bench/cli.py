@@ -47,7 +47,7 @@ def _bench(parsed: argparse.Namespace) -> int:
     engine = resolve(parsed.engine, parsed.precision or "fp32")
     if parsed.gpu is not None and (info is None or not info.gpu_extra):
         say(f"--gpu {parsed.gpu} changes nothing: --engine {parsed.engine} is not one for a GPU")
-    if parsed.throughput or parsed.profile:
+    if parsed.throughput or parsed.profile or parsed.opening:
         from odin_bench.throughput_cli import run
 
         return run(parsed, partial(_bundle, parsed, engine), partial(_scorer, parsed))

@@ -32,6 +32,8 @@ examples:
         how fast each engine scores, in images a second, in forward passes and beside PyTorch
   odin-bench densenet10 --profile --engine ort
         where the time goes, by type of op
+  odin-bench densenet10 --opening
+        how soon a new process scores its first image
   odin-bench densenet10 --throughput --end-to-end photos/
         how long a whole set takes from files to scores, and which step is the slowest
   odin-bench densenet10 --scaling --images 1000,30000,1000000 --json scale.json
@@ -53,7 +55,7 @@ that of the same engine's forward pass, except with trt and rtx, of which only s
 # Which flags change what, by the names that argparse gives them.
 _OF_SPEED = {
     "batch_sizes": ("throughput", "profile"),
-    "size": ("throughput", "profile"),
+    "size": ("throughput", "profile", "opening"),
     "seconds": ("throughput", "scaling"),
     "torch_compile": ("throughput",),
     "end_to_end": ("throughput",),
@@ -100,7 +102,8 @@ def check_mode(parsed: argparse.Namespace) -> None:
     Raises:
         OdinError: naming it, and the flag that it goes with.
     """
-    modes = {mode for mode in ("throughput", "profile", "scaling") if getattr(parsed, mode)}
+    every = ("throughput", "profile", "opening", "scaling")
+    modes = {mode for mode in every if getattr(parsed, mode)}
     for other in sorted(modes - {"scaling"}) if parsed.scaling else ():
         raise OdinError(f"--scaling is a run of its own; leave out --{other}")
     default = parser().get_default
@@ -244,6 +247,12 @@ def _add_speed_options(group: argparse._ArgumentGroup) -> None:
         action="store_true",
         help="tell where the time goes in openvino and ort, by type of op, at the first of "
         "--batch-sizes",
+    )
+    group.add_argument(
+        "--opening",
+        action="store_true",
+        help="tell how long a new process takes to its first score: to start, to open the bundle, "
+        "and for the first image, where compiled graphs are cached and where they are not yet",
     )
     group.add_argument(
         "--batch-sizes",

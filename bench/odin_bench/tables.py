@@ -13,6 +13,7 @@ from odin_bench.metrics import Metrics
 from odin_bench.published import published
 
 if TYPE_CHECKING:
+    from odin_bench.opening import Opening
     from odin_bench.profile import Profile
     from odin_bench.scale import Sized, Streamed, Threaded
     from odin_bench.throughput import Row as Speed
@@ -150,6 +151,17 @@ def profile_table(profile: Profile) -> str:
         cells.append([op.op, op.kernel or "-", str(op.count), f"{op.milliseconds:.4f}", share])
     count = sum(op.count for op in profile.ops)
     cells.append(["total", "", str(count), f"{total:.4f}", ""])
+    return aligned(cells)
+
+
+def opening_table(rows: Sequence[Opening]) -> str:
+    """Engines' ways to the first score of a new process, in seconds."""
+    header = ["Engine", "precision", "method", "cache", "start s", "open s", "first s", "total s"]
+    cells = [[*header, "next s"]]
+    for row in rows:
+        seconds = (row.start, row.opening, row.first, row.total)
+        names = [row.engine, row.precision, row.method, row.cache]
+        cells.append([*names, *(f"{value:.2f}" for value in seconds), f"{row.later:.3f}"])
     return aligned(cells)
 
 

@@ -1,4 +1,4 @@
-"""odin-bench --throughput and --profile: how fast, and where the time goes."""
+"""odin-bench --throughput, --profile and --opening: how fast, where time goes, how soon."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ from odin_bench import machine
 from odin_bench.end_to_end import EndToEnd, count_images
 from odin_bench.end_to_end import run as score_files
 from odin_bench.models import find_reference
+from odin_bench.opening import PROCESSES, Opening, measure
 from odin_bench.profile import ENGINES as PROFILED
 from odin_bench.profile import profiles
 from odin_bench.report import measured_as_json, write_json
-from odin_bench.tables import profile_table, throughput_table
+from odin_bench.tables import opening_table, profile_table, throughput_table
 from odin_bench.terminal import SHARE, progress_bar, say, surroundings
 from odin_bench.throughput import (
     Measured,
@@ -78,6 +80,8 @@ def run(parsed: argparse.Namespace, find: Find, open_scorer: Callable[[Bundle], 
             _measure_programs(parsed, open_scorer, bundles, measured)
         if parsed.profile:
             _measure_ops(parsed, bundles, measured)
+        if parsed.opening:
+            _measure_opening(parsed, bundles, measured)
     except KeyboardInterrupt:
         status = command.INTERRUPTED
         say("odin-bench: interrupted; what was finished is kept")
@@ -108,6 +112,8 @@ def _check_engine(parsed: argparse.Namespace) -> None:
             f"--torch-compile is for PyTorch, which --engine {engine} leaves out; give --engine "
             "torch, or none"
         )
+    if parsed.opening and engine == "torch":
+        raise OdinError("--opening is for engines that open a bundle; --engine torch does not")
     if parsed.end_to_end:
         count_images(parsed.end_to_end)
 
@@ -324,6 +330,38 @@ def _measure_ops(
                 bar.clear()
                 print(f"{title}\n\n{profile_table(found)}\n", flush=True)
                 measured.setdefault("profile", []).append(found.as_json())
+
+
+# --opening
+
+
+def _measure_opening(
+    parsed: argparse.Namespace, bundles: Sequence[Bundle], measured: dict[str, Any]
+) -> None:
+    spec = bundles[0].spec
+    size = _size(parsed, spec)
+    on_gpu = parsed.engine in PLAN_ENGINES
+    targets = [(parsed.engine, spec.precision)] if on_gpu else _targets(parsed, spec)
+    rows: list[Opening] = []
+    bar = progress_bar("opening", PROCESSES * len(targets) * len(bundles), unit="process")
+    try:
+        for engine, precision in targets:
+            for bundle in bundles:
+                found = measure(
+                    bundle,
+                    engine,
+                    precision,
+                    size,
+                    threads=parsed.threads,
+                    streams=parsed.streams,
+                    progress=bar.update,
+                )
+                rows.extend(found)
+    finally:
+        bar.close()
+        if rows:
+            print(f"From the start of a process to its first score\n\n{opening_table(rows)}\n")
+            measured["opening"] = [asdict(row) for row in rows]
 
 
 def _print_surroundings(parsed: argparse.Namespace, spec: Spec) -> None:

@@ -183,6 +183,21 @@ def test_memory(
     refused(run(bench.main, path, *flags, "--batch-sizes", 900000), "fits in memory", "--size")
 
 
+# --opening
+
+
+def test_opening(run: Command, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("odin_bench.opening._RUNS", 1)
+    flags = ("--opening", "--engine", "ort", "--threads", 1, "--json", "out.json")
+    outcome = run(bench.main, bundle, *flags)
+    assert outcome.status == 0, outcome.err
+    (row,) = results()["opening"]
+    assert (row["engine"], row["precision"], row["cache"]) == ("ort", "fp32", "none")
+    assert 0 < row["later"] < row["start"] + row["opening"] + row["first"]
+    assert "From the start of a process to its first score" in outcome.out
+    assert "Tiny CNN" in outcome.out
+
+
 # --profile
 
 
@@ -273,6 +288,9 @@ def test_end_to_end_interrupted(
         ("--throughput --end-to-end nowhere", ("nowhere does not exist", "folder of images")),
         ("--throughput --end-to-end .", ("holds no images", ".png")),
         ("--throughput --end-to-end . --seconds 2", ("--seconds changes nothing",)),
+        ("--opening --engine torch", ("--opening is for engines that open a bundle",)),
+        ("--opening --limit 3", ("--limit", "leave it out with --opening")),
+        ("--opening --scaling", ("--scaling is a run of its own; leave out --opening",)),
         ("--profile --engine torch", ("--profile is for engines openvino and ort", "torch")),
         ("--throughput --engine torch --streams 2", ("--streams is for engines openvino",)),
         ("--throughput --engine ort --torch-compile", ("--torch-compile is for PyTorch", "ort")),
