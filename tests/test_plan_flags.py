@@ -161,6 +161,33 @@ def test_exporting_again_uses_plans_again(
     assert [record.graph for record in built[3:]] == ["odin.onnx"]
 
 
+def test_plans_and_a_graph_of_onnx_runtime_stay_side_by_side(
+    run: Command, tiny_forward: onnx.ModelProto, built: list[PlanRecord]
+) -> None:
+    onnx.save(tiny_forward, "net.onnx")
+    again = ("net.onnx", "--preset", "unit")
+    assert run(*again, "--engine", "rtx").status == 0
+    outcome = run(*again, "--engine", "ort")  # exported anew, which changes no graph
+    assert outcome.status == 0
+    assert outcome.out.count("as it was, for nothing") == 3
+    both = read_bundle(Path("net")).files
+    assert {"odin.ort.onnx", *PLANS} <= set(both)
+    for arguments in ((*again, "--engine", "rtx"), ("./net", "--engine", "ort")):
+        outcome = run(*arguments)
+        assert outcome.status == 0
+        assert outcome.out.count("as it was, for nothing") == 3
+        assert "odin.ort.onnx (" in outcome.out
+        assert read_bundle(Path("net")).files == both
+    assert run("./net", "--engine", "rtx", "--tf32").status == 0
+    assert "odin.ort.onnx" in read_bundle(Path("net")).files
+    assert len(built) == 6
+    outcome = run(*again, "--engine", "ort", "--magnitude", "0.5")
+    assert [plan.graph for plan in read_bundle(Path("net")).plans] == [
+        "gradient.onnx",
+        "forward.onnx",
+    ]
+
+
 def test_every_flag(run: Command, bundle: Path, built: list[PlanRecord]) -> None:
     arguments = "--engine rtx --plans split --minShapes=images:2x3x32x32 --tf32 "
     arguments += "--optShapes=images:4x3x40x40 --maxShapes=images:8x3x48x48 "

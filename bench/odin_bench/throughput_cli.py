@@ -88,7 +88,7 @@ def run(parsed: argparse.Namespace, find: Find, open_scorer: Callable[[Bundle], 
     finally:  # what was finished is not lost, whatever happened to the rest
         if measured:
             spec = bundles[0].spec
-            _print_surroundings(parsed, spec)
+            _print_surroundings(parsed, bundles[0])
             if parsed.json:
                 methods = {bundle.spec.method for bundle in bundles}
                 method = methods.pop() if len(methods) == 1 else None
@@ -364,12 +364,16 @@ def _measure_opening(
             measured["opening"] = [asdict(row) for row in rows]
 
 
-def _print_surroundings(parsed: argparse.Namespace, spec: Spec) -> None:
+def _print_surroundings(parsed: argparse.Namespace, bundle: Bundle) -> None:
     """What the times depend on, and what the columns are."""
+    spec = bundle.spec
     more = []
+    shown = list(PROFILED) if parsed.engine == "auto" else [parsed.engine]
+    if set(shown) <= set(PROFILED):
+        more.append("graphs: " + ", ".join(f"{name} {bundle.odin(name).name}" for name in shown))
     if parsed.throughput and not parsed.end_to_end:
         height, width = _size(parsed, spec)
-        more = [
+        more += [
             f"images of {height}x{width} random pixels; programs take turns, in {parsed.seconds:g} "
             "s a batch size or until the passes are known to 1 %",
             "passes: time of ODIN over that of the forward pass, of the batch in parts or whole, "

@@ -42,7 +42,8 @@ class Bundle:
         spec: what `odin.json` says.
         files: SHA-256 of each file, by name.
         plans: what is said of those of the files that are plans.
-        damaged: why plans cannot be used, by file; they can be built again from the graphs.
+        damaged: why plans and graphs for one engine cannot be used, by file; they can be built
+            again from the other graphs.
     """
 
     path: Path
@@ -69,14 +70,22 @@ class Bundle:
         return self.path / name
 
     def odin(self, engine: str) -> Path:
-        """The path of the ODIN graph in an engine's own form, or of odin.onnx if it has none."""
+        """The path of the ODIN graph in an engine's own form, or of odin.onnx if it has none.
+
+        Raises:
+            OdinError: its own form is damaged.
+        """
         own = own_odin(engine)
-        return self.file(own if own in self.files else ODIN)
+        return self.file(own if own in (*self.files, *self.damaged) else ODIN)
 
     def graphs(self) -> dict[str, bytes]:
-        """The content of each ONNX file."""
-        names = [name for name in self.files if Path(name).suffix == ".onnx"]
-        return {name: self.file(name).read_bytes() for name in names}
+        """The content of each ONNX file but damaged ones.
+
+        Raises:
+            OdinError: one that every bundle has is not listed.
+        """
+        own = [name for name in self.files if _engine_of(name) and not name.endswith(PLAN_SUFFIX)]
+        return {name: self.file(name).read_bytes() for name in (ODIN, GRADIENT, FORWARD, *own)}
 
     def plan(self, engine: str, graph: str) -> PlanRecord | None:
         """What is said of an engine's plan of a graph; None if there is no such plan."""
@@ -86,6 +95,11 @@ class Bundle:
 def own_odin(engine: str) -> str:
     """The name of the ODIN graph in the form that one engine is fastest with."""
     return f"odin.{engine}.onnx"
+
+
+def _engine_of(file: str) -> str:
+    """The engine that a file was derived for: that of odin.rtx.plan, odin.ort.onnx; or ""."""
+    return Path(Path(file).stem).suffix.removeprefix(".")
 
 
 def folder_argument(path: Path) -> str:
@@ -243,7 +257,7 @@ def _read_description(file: Path) -> dict[str, Any]:
 
 
 def _verified_files(path: Path, entries: object) -> tuple[dict[str, str], dict[str, str]]:
-    """The hashes of the files, and what is wrong with plans, by name."""
+    """The hashes of the files, and what is wrong with those for one engine, by name."""
     if not isinstance(entries, dict) or ODIN not in entries:
         raise OdinError(f"{path / DESCRIPTION} lists no {ODIN}; {_RE_EXPORT}")
     files, damaged = {}, {}
@@ -257,7 +271,7 @@ def _verified_files(path: Path, entries: object) -> tuple[dict[str, str], dict[s
         try:
             files[name] = _verified(path / name, entry["bytes"], entry["sha256"])
         except OdinError as error:
-            if not name.endswith(PLAN_SUFFIX):
+            if not _engine_of(name):
                 raise
             damaged[name] = str(error)
     return files, damaged
@@ -265,8 +279,7 @@ def _verified_files(path: Path, entries: object) -> tuple[dict[str, str], dict[s
 
 def _verified(file: Path, size: object, digest: object) -> str:
     remedy = _RE_EXPORT
-    if file.suffix == PLAN_SUFFIX:
-        engine = Path(file.stem).suffix.removeprefix(".")  # odin.rtx.plan
+    if engine := _engine_of(file.name):
         folder = folder_argument(file.parent)
         remedy = f"build it again with 'odin-export {folder} --engine {engine}'"
     if not file.is_file():

@@ -272,6 +272,19 @@ def _rtx_targets(trt: ModuleType, spec: Spec, asked: tuple[str, ...]) -> tuple[s
     )
 
 
+def kept_plans(graphs: Mapping[str, bytes], existing: Bundle) -> PlanSet:
+    """The plans of a bundle whose graphs are among these, unchanged.
+
+    Args:
+        graphs: ONNX files, by name.
+        existing: the bundle.
+    """
+    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in graphs.items()}
+    records = _kept(existing, (), hashes)
+    contents = {record.file: _content(existing, record) for record in records}
+    return PlanSet(contents, records, frozenset(contents))
+
+
 def _kept(
     existing: Bundle | None, wanted: tuple[PlanRecord, ...], hashes: Mapping[str, str]
 ) -> tuple[PlanRecord, ...]:

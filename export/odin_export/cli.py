@@ -188,24 +188,28 @@ def _export(parsed: argparse.Namespace) -> int:
         for note in source.notes:
             steps.say(f"  {note}")
         try:
-            maker = None if plans is None else PlanMaker(source.spec, plans, _bundle_at(output))
-            if maker is not None:
+            own, existing = graph_engine(parsed), _bundle_at(output)
+            if own is not None:
+                engine_graphs.check(own, source.spec)
+            elif plans is not None and existing is not None:
+                own = engine_graphs.has_own_graph(existing, source.spec)
+            maker = None
+            if plans is not None or own is not None:  # other engines keep what still fits
+                maker = PlanMaker(source.spec, plans, existing)
                 maker.check()
-            if graph_engine(parsed):
-                engine_graphs.check(parsed.engine, source.spec)
             if parsed.check and (status := _checked(source, steps)):
                 return status
             if parsed.verify is not None and not _verified(source, parsed.verify, steps):
                 return command.REFUSED
             if parsed.check:
                 return 0
-            bundle = exporter.write(source, output, steps.begin, maker, graph_engine(parsed))
+            bundle = exporter.write(source, output, steps.begin, maker, own)
         except OdinError as error:
             if not is_file:
                 raise
             raise OdinError(f"{parsed.model}: {error}") from error
     _summarise(bundle, output, frozenset() if maker is None else maker.reused)
-    _say_of_own_graph(bundle, graph_engine(parsed))
+    _say_of_own_graph(bundle, own)
     print(f"  next: odin-bench {output}")
     return 0
 
@@ -265,6 +269,7 @@ def _add_for_engine(
         from odin_export.engine_graphs import add_own_graph
 
         written = add_own_graph(bundle, engine, output)
+        reused = frozenset(plan.file for plan in written.plans)
     print(f"{written.path}: {written.spec.architecture}, {written.spec.classes} classes")
     for line in plan_lines(written, reused):
         print(f"  {line}")

@@ -29,8 +29,15 @@ def check(engine: str, spec: Spec) -> None:
     if spec.graph_precision != "fp32":
         raise OdinError(
             f"--engine {engine} rewrites graphs in fp32, and these are in {spec.graph_precision}: "
-            f"leave it out, {ODIN} is what the engine takes"
+            "leave it out, or export with --precision fp32"
         )
+
+
+def has_own_graph(bundle: Bundle, spec: Spec) -> str | None:
+    """The engine whose own graph a bundle has, if one of `spec` can have it too."""
+    if spec.graph_precision != "fp32":
+        return None
+    return next((each for each in REWRITES if own_odin(each) in bundle.files), None)
 
 
 def own_graph(engine: str, odin: bytes) -> dict[str, bytes]:
@@ -38,7 +45,7 @@ def own_graph(engine: str, odin: bytes) -> dict[str, bytes]:
 
     Args:
         engine: one of `REWRITES`.
-        odin: odin.onnx, in float32.
+        odin: odin.onnx, in float32, as this project writes it: nothing is raised.
     """
     model = clean.from_proto(onnx.load_model_from_string(odin))
     clean.infer_shapes(model)
@@ -58,11 +65,12 @@ def add_own_graph(bundle: Bundle, engine: str, target: Path | None = None) -> Bu
         target: where the bundle with the graph goes; None puts it into `bundle`.
 
     Raises:
-        OdinError: its graphs are not in float32, or it cannot be written; it is then as it was.
+        OdinError: its graphs are not in float32, a plan is damaged, or it cannot be written; it is
+            then as it was.
     """
     check(engine, bundle.spec)
     contents = bundle.graphs()
+    contents.pop(own_odin(engine), None)
     contents |= own_graph(engine, contents[ODIN])
-    plans = tuple(plan for plan in bundle.plans if plan.file not in bundle.damaged)
-    contents |= {plan.file: bundle.file(plan.file).read_bytes() for plan in plans}
-    return write_bundle(target or bundle.path, bundle.spec, contents, plans)
+    contents |= {plan.file: bundle.file(plan.file).read_bytes() for plan in bundle.plans}
+    return write_bundle(target or bundle.path, bundle.spec, contents, bundle.plans)

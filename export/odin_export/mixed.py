@@ -214,7 +214,7 @@ def _first_products(graph: ir.Graph, nodes: list[ir.Node]) -> set[ir.Node]:
             continue
         if node.op_type in PRODUCTS:
             found.add(node)
-        elif node.op_type in ELEMENTWISE | MOVES | PLACES:
+        elif node.op_type in ELEMENTWISE | MOVES | PLACES | POOLS:
             found.add(node)
             reached.update(node.outputs)
     return found

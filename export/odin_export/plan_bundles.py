@@ -14,6 +14,8 @@ from odin_engines.bundle import Bundle, write_bundle
 from odin_engines.plan_sets import PlanOptions, PlanSet
 from odin_engines.spec import Spec
 
+_NO_PLANS = PlanSet({}, (), frozenset())
+
 
 @dataclass
 class PlanMaker:
@@ -21,13 +23,13 @@ class PlanMaker:
 
     Attributes:
         spec: of the bundle.
-        options: what plans.
+        options: what plans; None for those of `existing` alone.
         existing: a bundle whose plans may be used again.
         reused: files of those, once the plans are made.
     """
 
     spec: Spec
-    options: PlanOptions
+    options: PlanOptions | None
     existing: Bundle | None
     reused: frozenset[str] = frozenset()
 
@@ -37,7 +39,8 @@ class PlanMaker:
         Raises:
             OdinError: naming the flag.
         """
-        plan_sets.wanted_plans(self.spec, self.options)
+        if self.options is not None:
+            plan_sets.wanted_plans(self.spec, self.options)
 
     def __call__(self, graphs: Mapping[str, bytes]) -> PlanSet:
         """Build them, with a progress bar on a terminal.
@@ -48,6 +51,10 @@ class PlanMaker:
         Raises:
             OdinError: as `plan_sets.make_plans`.
         """
+        if self.options is None:
+            plans = plan_sets.kept_plans(graphs, self.existing) if self.existing else _NO_PLANS
+            self.reused = plans.reused
+            return plans
         with _Bar() as bar:
             plans = plan_sets.make_plans(graphs, self.spec, self.options, self.existing, bar.show)
         self.reused = plans.reused

@@ -12,6 +12,8 @@ import onnx_ir as ir
 
 from odin_export.emit import Emitter, constant_value, dims
 
+_TO_ROWS = ("Flatten", "Reshape", "Squeeze", "Transpose", "Gemm", "MatMul")
+
 
 def average_first(graph: ir.Graph) -> int:
     """Average pixels before a convolution of kernel 1, not after it, in a forward pass.
@@ -45,6 +47,9 @@ def average_first(graph: ir.Graph) -> int:
 def _pooled_convolution(pool: ir.Node) -> ir.Node | None:
     """The convolution of kernel 1 that a pooling averages, if it can as well come after it."""
     if pool.op_type != "AveragePool" or pool.domain or pool.outputs[0].is_graph_output():
+        return None
+    # Before the last layer it makes the features that further scores are made of.
+    if any(user.op_type in _TO_ROWS for user in pool.outputs[0].consumers()):
         return None
     # Weights of a mean with something from beside the image do not add up to 1.
     if not _within_image(pool) or pool.attributes.get_int("ceil_mode") or _stride(pool) == 1:
@@ -110,14 +115,14 @@ def fold_scales(graph: ir.Graph) -> int:
 
 
 def masks_in_one_op(graph: ir.Graph) -> int:
-    """Let one op make each mask of 0 and 1 of the backward pass, for ONNX Runtime.
+    """Let one op make each mask of 0 and 1, as of ReLU's backward pass, for ONNX Runtime.
 
     Cast(x > 0) goes over memory twice, HardSigmoid once:
 
         min(max(3e38 x, 0), 1) = 1 if x > 0 else 0
 
-    for every x but those between 0 and 3.3e-39, which have left float32's normal numbers. OpenVINO
-    computes the former along with ReLU, and not the latter.
+    for every x but those between 0 and 3.3e-39, which have left float32's normal numbers, and NaN,
+    which it keeps. OpenVINO computes the former along with ReLU, and not the latter.
 
     Returns:
         How many masks were replaced.
@@ -129,10 +134,12 @@ def masks_in_one_op(graph: ir.Graph) -> int:
             continue
         positive = node.inputs[0]
         compare = None if positive is None else positive.producer()
-        if compare is None or compare.op_type != "Greater" or not _is_zero(compare.inputs[1]):
+        if compare is None or compare.op_type != "Greater":
             continue
         values, result = compare.inputs[0], node.outputs[0]
         if result.is_graph_output() or values is None or values.dtype != ir.DataType.FLOAT:
+            continue
+        if values.shape is None or not _is_zero(compare.inputs[1], values.shape.rank()):
             continue
         mask = e.op("HardSigmoid", values, name=node.name, alpha=3e38, beta=0.0)
         mask.shape, mask.type = result.shape, result.type
@@ -145,10 +152,10 @@ def masks_in_one_op(graph: ir.Graph) -> int:
     return replaced
 
 
-def _is_zero(value: ir.Value | None) -> bool:
-    """Whether it is the number 0."""
+def _is_zero(value: ir.Value | None, rank: int) -> bool:
+    """Whether it is the number 0, and adds no axis to a value of this rank."""
     array = constant_value(value)
-    return array is not None and array.size == 1 and not array.any()
+    return array is not None and array.size == 1 and array.ndim <= rank and not array.any()
 
 
 def _scaled_convolution(

@@ -28,7 +28,8 @@ BARS = {"fp32": (0.0005, 0.003, 0.999, 0.995), "bf16": (0.001, 0.006, 0.98, 0.8)
 @pytest.fixture(scope="module")
 def network_and_bundle(models_folder, tmp_path_factory):
     file = models_folder / CHECKPOINT
-    bundle = export("densenet10", file, tmp_path_factory.mktemp("parity") / "bundle", OPTIONS)
+    folder = tmp_path_factory.mktemp("parity") / "bundle"
+    bundle = export("densenet10", file, folder, OPTIONS, engine="ort")
     return load_network("densenet10", file)[0], bundle
 
 

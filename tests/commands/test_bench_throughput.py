@@ -173,7 +173,7 @@ def test_memory(
     full = Machine(**{**vars(describe()), "free_memory": 9 << 30})
     monkeypatch.setattr(throughput_cli.machine, "describe", lambda: full)
     flags = ("--throughput", "--engine", "ort", *QUICK)
-    # Forward pass and ODIN hold up to four images each.
+    # Forward pass and ODIN hold up to two images on each core.
     outcome = run(bench.main, path, *flags, "--batch-sizes", "2,900000")
     assert outcome.status == 0, outcome.err
     assert "batch size 900000 is left out: it takes about " in outcome.err
@@ -193,6 +193,7 @@ def test_opening(run: Command, bundle: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert outcome.status == 0, outcome.err
     (row,) = results()["opening"]
     assert (row["engine"], row["precision"], row["cache"]) == ("ort", "fp32", "none")
+    assert "graphs: ort odin.onnx" in outcome.out
     assert 0 < row["later"] < row["start"] + row["opening"] + row["first"]
     assert "From the start of a process to its first score" in outcome.out
     assert "Tiny CNN" in outcome.out

@@ -49,12 +49,16 @@ def model(nodes: str, scale: tuple[int, ...] = (3, 1, 1), outputs: str = RESULT)
         ("bias", numbers.standard_normal(3)),
         ("s", numbers.standard_normal(scale)),
         ("zero", np.zeros(())),
+        ("cube", np.zeros((1, 1, 1))),
         ("scales", np.float32([1, 1, 2, 2])),
         ("half", np.full((), 0.5)),
     ):
         if re.search(rf"\b{name}\b", nodes):
             tensor = onnx.numpy_helper.from_array(values.astype(np.float32), name)
             made.graph.initializer.append(tensor)
+    if "axes" in nodes:
+        axes = onnx.numpy_helper.from_array(np.int64([1, 2]), "axes")
+        made.graph.initializer.append(axes)
     return onnx.shape_inference.infer_shapes(made)
 
 
@@ -116,6 +120,14 @@ MASK = """
 """
 
 
+FLAT = """
+    flat = ReduceSum <keepdims = 0> (x, axes)
+    positive = Greater (flat, cube)
+    mask = Cast <to = 1> (positive)
+    y = Neg (mask)
+"""
+
+
 @pytest.mark.parametrize("kept", [False, True], ids=["alone", "the comparison is an output"])
 def test_masks_in_one_op(kept: bool) -> None:
     outputs = f"{RESULT}, bool[N,3,4,4] positive" if kept else RESULT
@@ -134,6 +146,7 @@ def test_masks_in_one_op(kept: bool) -> None:
         ("the mask is an output", model(MASK, outputs=f"{RESULT}, float[N,3,4,4] mask")),
         ("it is compared with other than 0", model(MASK.replace("zero", "half"))),
         ("0 is greater", model(MASK.replace("(x, zero)", "(zero, x)"))),
+        ("0 brings an axis", model(FLAT, outputs="float[1,2,4] y")),
         ("it is another comparison", model(MASK.replace("Greater", "GreaterOrEqual"))),
     ],
 )
@@ -199,6 +212,7 @@ PADDED = POOLED.replace("strides =", "pads = [1, 1, 1, 1], count_include_pad = 1
         ("zeros around the image have no bias", PADDED, "float[N,3,3,3] y"),
         ("so do windows beyond the image", OVERLAPPING.replace("str", "ceil_mode = 1, str"), SMALL),
         ("as many pixels are left", POOLED.replace("[2, 2]>", "[1, 1]>"), "float[N,3,3,3] y"),
+        ("what it makes are the features", POOLED.replace("Neg", "Flatten"), "float[N,12] y"),
         ("it is not a mean", POOLED.replace("AveragePool", "MaxPool"), SMALL),
         (
             "the convolution has a stride",
