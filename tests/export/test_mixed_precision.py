@@ -139,16 +139,23 @@ def test_where_an_op_computes(body: str, op: str, wide: bool, precision: Precisi
     onnx.checker.check_model(result.forward, full_check=True)
 
 
-def test_ends_in_bfloat16() -> None:
+BEFORE_PRODUCTS = {
+    "Pad": "a = Pad (x, pads)",
+    "AveragePool": "a = AveragePool <kernel_shape = [3, 3], pads = [2, 2, 2, 2]> (x)",
+}
+
+
+@pytest.mark.parametrize("op", BEFORE_PRODUCTS)
+def test_ends_in_bfloat16(op: str) -> None:
     """The image reaches the first product unrounded, and logits leave the last one so."""
-    body = "a = Pad (x, pads) p = Conv (a, w) " + half.END.replace("(b, v)", "(p, v)")
+    body = f"{BEFORE_PRODUCTS[op]} p = Conv (a, w) " + half.END.replace("(b, v)", "(p, v)")
     model = half.parsed(body, {"pads": np.array([0, 0, 1, 1, 0, 0, 1, 1])})
     found = in_mixed_precision(model, "bf16").forward
     first, last = (node for node in ir.from_proto(found).graph if node.op_type == "Conv")
     assert (first.outputs[0].dtype, last.outputs[0].dtype) == (FLOAT, ir.DataType.BFLOAT16)
-    assert half.ops_in(found, FLOAT)["Pad"] == half.ops_in(found, FLOAT)["MatMul"] == 1
+    assert half.ops_in(found, FLOAT)[op] == half.ops_in(found, FLOAT)["MatMul"] == 1
     in_float16 = in_mixed_precision(model, "fp16").forward
-    assert not {"Conv", "MatMul", "Pad"} & set(half.ops_in(in_float16, FLOAT))
+    assert not {"Conv", "MatMul", op} & set(half.ops_in(in_float16, FLOAT))
 
 
 def test_bfloat16_has_no_transposed_convolution() -> None:
