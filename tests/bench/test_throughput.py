@@ -34,7 +34,7 @@ from odin_bench.throughput import (
 from odin_bench.timing import Timing
 from odin_bench.torch_speed import compiled_programs, eager_programs, torch_threads
 from odin_engines.bundle import Bundle
-from odin_engines.engine import Tuning
+from odin_engines.engine import Tuning, images_at_once
 from odin_engines.errors import OdinError
 from odin_engines.spec import Spec
 from odin_engines.torch_reference import TorchReference
@@ -201,7 +201,8 @@ def test_engines_are_given_what_they_take(make_tiny_bundle: BundleMaker, changes
     assert [row.method for row in found.rows] == methods
     assert found.rows[2].passes is not None
     assert found.rows[2].passes > 1
-    (found,) = time_programs(programs, spec, [4], (32, 32), seconds=0.01, precision=1.0)
+    part = images_at_once("ort", "fp32")
+    (found,) = time_programs(programs, spec, [part], (32, 32), seconds=0.01, precision=1.0)
     assert [row.method for row in found.rows] == [methods[0], *methods[2:]]  # one part is whole
 
 
