@@ -29,6 +29,8 @@ METHODS: tuple[Method, ...] = ("exact", "first-order")
 HALVES: tuple[Precision, ...] = ("fp16", "bf16")
 # Largest drift of AUROC, which this project promises; least shares of labels and of signs.
 AUROC = 0.001
+# Of 64 images a side, one whose label changes moves the AUROC by up to 1/64.
+SAMPLE_AUROC = 0.003
 LABELS = {"fp16": 0.995, "bf16": 0.98}
 SIGNS = {"fp16": 0.97, "bf16": 0.93}
 NOISE = 0.03  # root mean square of what the rounding adds to scores, of their spread
@@ -100,13 +102,13 @@ def trace(source: Source, sets: Sets, own: bool = False) -> Trace:
     return Trace((score_in, score_out), np.concatenate([label_in, label_out]))
 
 
-def compare(title: str, precision: str, found: Trace, true: Trace) -> None:
+def compare(title: str, precision: str, found: Trace, true: Trace, bar: float) -> None:
     labels = float(np.mean(found.labels == true.labels))
     drift = found.auroc - true.auroc
     scores = np.concatenate(true.scores)
     noise = float((np.concatenate(found.scores) - scores).std() / scores.std())
     print(f"{title}: AUROC {true.auroc:.5f} {drift:+.5f}, labels {labels:.4f}, noise {noise:.4f}")
-    assert abs(drift) <= AUROC
+    assert abs(drift) <= bar
     assert labels >= LABELS[precision]
     assert 0 < noise <= NOISE  # at 0, nothing was rounded
 
@@ -149,13 +151,14 @@ def test_signs_of_the_gradient(precision: Precision, trained: Source, data_folde
 
 def drift(trained: Source, sets: Sets, method: Method, own: bool) -> None:
     true = trace(written(trained, "fp32", method), sets)
+    bar = AUROC if len(sets[0]) >= 1000 else SAMPLE_AUROC
     for precision in HALVES:
         source = written(trained, precision, method)
         title = f"{precision}, {method}, {len(sets[0])} a side"
-        compare(title, precision, trace(source, sets), true)
+        compare(title, precision, trace(source, sets), true, bar)
         if own and precision == "fp16":
             title += ", ONNX Runtime's own float16"
-            compare(title, precision, trace(source, sets, own=True), true)
+            compare(title, precision, trace(source, sets, own=True), true, bar)
 
 
 @pytest.mark.parametrize("method", METHODS)
