@@ -192,7 +192,7 @@ def _export(parsed: argparse.Namespace) -> int:
             if own is not None:
                 engine_graphs.check(own, source.spec)
             elif plans is not None and existing is not None:
-                own = engine_graphs.has_own_graph(existing, source.spec)
+                own = engine_graphs.engine_of_own_graph(existing, source.spec)
             maker = None
             if plans is not None or own is not None:  # other engines keep what still fits
                 maker = PlanMaker(source.spec, plans, existing)

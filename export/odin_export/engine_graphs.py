@@ -33,7 +33,7 @@ def check(engine: str, spec: Spec) -> None:
         )
 
 
-def has_own_graph(bundle: Bundle, spec: Spec) -> str | None:
+def engine_of_own_graph(bundle: Bundle, spec: Spec) -> str | None:
     """The engine whose own graph a bundle has, if one of `spec` can have it too."""
     if spec.graph_precision != "fp32":
         return None
