@@ -188,6 +188,21 @@ def test_plans_and_a_graph_of_onnx_runtime_stay_side_by_side(
     ]
 
 
+def test_a_damaged_graph_of_another_engine_is_told(
+    run: Command, tiny_forward: onnx.ModelProto, built: list[PlanRecord]
+) -> None:
+    onnx.save(tiny_forward, "net.onnx")
+    assert run("net.onnx", "--preset", "unit", "--engine", "ort").status == 0
+    Path("net/odin.ort.onnx").write_bytes(b"")
+    outcome = run("./net", "--engine", "rtx")
+    assert outcome.status == 0
+    assert "left out: " in outcome.out
+    assert "odin.ort.onnx has 0 bytes" in outcome.out
+    assert "'odin-export net --engine ort'" in outcome.out.replace("./", "")
+    assert "odin.ort.onnx" not in read_bundle(Path("net")).files
+    assert run("./net", "--engine", "ort").out.count("left out") == 0
+
+
 def test_every_flag(run: Command, bundle: Path, built: list[PlanRecord]) -> None:
     arguments = "--engine rtx --plans split --minShapes=images:2x3x32x32 --tf32 "
     arguments += "--optShapes=images:4x3x40x40 --maxShapes=images:8x3x48x48 "

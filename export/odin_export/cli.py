@@ -274,6 +274,9 @@ def _add_for_engine(
     for line in plan_lines(written, reused):
         print(f"  {line}")
     _say_of_own_graph(written, engine)
+    for name, problem in bundle.damaged.items():
+        if name not in written.files:
+            print(f"  left out: {problem}")
 
 
 def _bundle_at(path: Path) -> Bundle | None:
