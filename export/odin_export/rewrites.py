@@ -13,6 +13,7 @@ import onnx_ir as ir
 from odin_export.emit import Emitter, constant_value, dims
 
 _TO_ROWS = ("Flatten", "Reshape", "Squeeze", "Transpose", "Gemm", "MatMul")
+_HANDING_ON = ("Identity", "Cast", "Dropout")
 
 
 def average_first(graph: ir.Graph) -> int:
@@ -49,7 +50,7 @@ def _pooled_convolution(pool: ir.Node) -> ir.Node | None:
     if pool.op_type != "AveragePool" or pool.domain or pool.outputs[0].is_graph_output():
         return None
     # Before the last layer it makes the features that further scores are made of.
-    if any(user.op_type in _TO_ROWS for user in pool.outputs[0].consumers()):
+    if _makes_rows(pool.outputs[0]):
         return None
     # Weights of a mean with something from beside the image do not add up to 1.
     if not _within_image(pool) or pool.attributes.get_int("ceil_mode") or _stride(pool) == 1:
@@ -65,6 +66,15 @@ def _pooled_convolution(pool: ir.Node) -> ir.Node | None:
         return None
     weight = convolution.inputs[1]
     return convolution if weight is not None and set(dims(weight)[2:]) == {1} else None
+
+
+def _makes_rows(value: ir.Value) -> bool:
+    """Whether a map is turned into rows of features, maybe behind ops that only hand it on."""
+    users = value.consumers()
+    return any(
+        user.op_type in _TO_ROWS or (user.op_type in _HANDING_ON and _makes_rows(user.outputs[0]))
+        for user in users
+    )
 
 
 def _within_image(window: ir.Node) -> bool:

@@ -213,6 +213,11 @@ PADDED = POOLED.replace("strides =", "pads = [1, 1, 1, 1], count_include_pad = 1
         ("so do windows beyond the image", OVERLAPPING.replace("str", "ceil_mode = 1, str"), SMALL),
         ("as many pixels are left", POOLED.replace("[2, 2]>", "[1, 1]>"), "float[N,3,3,3] y"),
         ("what it makes are the features", POOLED.replace("Neg", "Flatten"), "float[N,12] y"),
+        (
+            "so behind ops that hand them on",
+            POOLED.replace("y = Neg (p)", "i = Identity (p)\no = Dropout (i)\ny = Flatten (o)"),
+            "float[N,12] y",
+        ),
         ("it is not a mean", POOLED.replace("AveragePool", "MaxPool"), SMALL),
         (
             "the convolution has a stride",
