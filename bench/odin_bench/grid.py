@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from decimal import Decimal, InvalidOperation
 
 from odin_engines.errors import OdinError
@@ -55,6 +56,6 @@ def _number(piece: str, text: str) -> Decimal:
         number = Decimal(piece.strip())
     except InvalidOperation:
         number = Decimal("NaN")
-    if not number.is_finite():
+    if not (number.is_finite() and math.isfinite(float(number))):
         raise OdinError(f"grid {text!r}: {piece.strip()!r} is no number; {_HOW}")
     return number

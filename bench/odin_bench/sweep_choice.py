@@ -162,13 +162,17 @@ def choose_by_gain(
     Their mean score as they are does not depend on the magnitude, so that is the largest mean gain
     too. Of several, the smallest. Scores of exact ODIN alone: the first-order score only grows.
 
-    Scores at two temperatures do not compare, so this chooses no temperature.
+    Scores at two temperatures do not compare, so this chooses no temperature. A magnitude at which
+    some image's score is not finite is not chosen, and at a temperature without others none is.
     """
     gains = ins.score.mean(axis=2, dtype=np.float64)
     gains -= ins.unmoved.mean(axis=1, dtype=np.float64)[:, None]
     chosen = []
     for temperature, row in zip(temperatures, gains, strict=True):
-        best = int(np.argmax(row))
+        finite = np.isfinite(row)
+        if not finite.any():
+            continue
+        best = int(np.argmax(np.where(finite, row, -np.inf)))
         pair = Pair(temperature, magnitudes[best])
         chosen.append(ByGain(pair, float(row[best]), best == len(magnitudes) - 1 > 0))
     return chosen

@@ -61,6 +61,8 @@ def choices(pairs: Mapping[str, Pair | None], metrics: Mapping[str, Metrics], no
 
 def gains(by_gain: Sequence[ByGain], name: str, count: int) -> str:
     """What in-distribution images alone choose."""
+    if not by_gain:
+        return f"{display_name(name)} alone chooses no magnitude: at each, some score is not finite"
     cells = [["Temperature", "Magnitude", "Mean score gain"]]
     for each in by_gain:
         end = " (the largest given)" if each.at_end else ""

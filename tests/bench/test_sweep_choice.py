@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from odin_bench import sweep_choice
+from odin_bench import sweep_choice, sweep_tables
 from odin_bench.datasets import Dataset
 from odin_bench.flags import parser
 from odin_bench.metrics import Metrics, evaluate
@@ -85,6 +85,15 @@ def test_the_gain_is_over_the_images_as_they_are() -> None:
     found = swept([[[0.5, 0.7], [0.4, 0.4]]], unmoved=[[0.2, 0.2]])
     (chosen,) = choose_by_gain(found, (0.1, 0.2), (1.0,))
     assert chosen == ByGain(Pair(1.0, 0.1), pytest.approx(0.4), at_end=False)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_no_magnitude_is_chosen_whose_scores_are_not_finite(bad: float) -> None:
+    scores = [[[0.5, 0.5], [0.6, bad], [0.3, 0.6]], [[bad, 0.1], [bad, 0.1], [bad, 0.1]]]
+    (chosen,) = choose_by_gain(swept(scores), MAGNITUDES, TEMPERATURES)
+    assert chosen.pair == Pair(1.0, MAGNITUDES[0])
+    assert np.isfinite(chosen.gain)
+    assert "chooses no magnitude" in sweep_tables.gains([], "cifar10", 2)
 
 
 def test_one_magnitude_is_not_at_the_end_of_anything() -> None:
