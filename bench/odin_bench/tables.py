@@ -122,11 +122,6 @@ def throughput_table(rows: Sequence[Speed]) -> str:
     """Programs at one batch size: how fast they are, and how many forward passes ODIN takes."""
     cells = [list(_SPEED_COLUMNS)]
     for row in rows:
-        passes = "-"
-        if row.passes is not None:
-            passes = f"{row.passes:.2f}"
-        if row.passes_interval is not None:
-            passes += " [{:.2f}, {:.2f}]".format(*row.passes_interval)
         cells.append(
             [
                 f"{row.engine} {row.layout}".strip(),
@@ -134,8 +129,8 @@ def throughput_table(rows: Sequence[Speed]) -> str:
                 row.method,
                 f"{row.images_per_second:,.1f}",
                 *(f"{row.latency_ms[name]:,.2f}" for name in ("p50", "p90", "p99")),
-                passes,
-                _times(row.speedup_vs_torch),
+                _times(row.passes, row.passes_interval),
+                _times(row.speedup_vs_torch, row.speedup_interval),
                 _times(row.speedup_vs_eager),
             ]
         )
@@ -195,7 +190,7 @@ def threads_table(rows: Sequence[Threaded]) -> str:
 
 _SPEED_COLUMNS = (
     *("Engine", "precision", "method", "images/s", "p50 ms", "p90 ms", "p99 ms"),
-    *("passes [95 %]", "x best PyTorch", "x eager"),
+    *("passes [95 %]", "x best PyTorch [95 %]", "x eager"),
 )
 _COLUMNS = (
     "Out-of-distribution",
@@ -214,8 +209,10 @@ def _release_line(label: str, baseline: float, odin: float, width: int) -> str:
     return label + left + f"{100 * odin:.1f}%".rjust(width - _BASELINE_END)
 
 
-def _times(ratio: float | None) -> str:
-    return "-" if ratio is None else f"{ratio:.2f}"
+def _times(ratio: float | None, interval: tuple[float, float] | None = None) -> str:
+    if ratio is None:
+        return "-"
+    return f"{ratio:.2f}" if interval is None else _with_interval((ratio, *interval))
 
 
 def _with_interval(values: tuple[float, float, float]) -> str:

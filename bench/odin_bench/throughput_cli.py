@@ -10,6 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from odin_bench import machine
 from odin_bench.end_to_end import EndToEnd, count_images
 from odin_bench.end_to_end import run as score_files
@@ -37,6 +39,7 @@ from odin_engines.bundle import Bundle, is_bundle
 from odin_engines.engine import ENGINES, Tuning
 from odin_engines.errors import OdinError
 from odin_engines.spec import Method, Precision, Spec
+from odin_engines.torch_reference import TorchReference
 from odin_runtime import Scorer
 from odin_runtime.gpu_options import PLAN_ENGINES, STREAMING
 from odin_runtime.images import normalised
@@ -142,8 +145,15 @@ def _measure_programs(
     with ExitStack() as stack:
         stack.enter_context(torch_threads(parsed.threads))
         programs = list(_engine_programs(parsed, open_scorer, bundles, stack))
-        programs += _torch_programs(parsed, bundles, size)
+        reference = _torch_reference(parsed, bundles[0])
+        methods = _torch_methods(parsed, bundles)
+        if reference is not None:
+            programs += eager_programs(reference, methods)
+        programs = _as_asked(parsed, programs)
         batches = list(_batches_that_fit(parsed.batch_sizes, programs, spec, size))
+        if reference is not None and parsed.torch_compile:
+            images = sample_images(spec, batches[0], size)
+            programs += _as_asked(parsed, _compiled(reference, methods, images, spec))
         bars = stack.enter_context(_Bars())
         for found in time_programs(
             programs,
@@ -210,37 +220,49 @@ def _precisions(parsed: argparse.Namespace, name: str, spec: Spec) -> list[Preci
     return ["fp32", "bf16"]
 
 
-def _torch_programs(
-    parsed: argparse.Namespace, bundles: Sequence[Bundle], size: tuple[int, int]
-) -> list[Program]:
-    """PyTorch's programs: as yardstick, always in exact ODIN and all precisions."""
+def _torch_reference(parsed: argparse.Namespace, bundle: Bundle) -> TorchReference | None:
+    """The network in PyTorch, where that is asked for and can be had; what is left out is told."""
     if parsed.engine not in ("auto", "torch"):
-        return []
+        return None
     try:
-        reference = find_reference(bundles[0], parsed.checkpoint)
+        return find_reference(bundle, parsed.checkpoint)
     except OdinError as error:
         if parsed.engine == "torch":
             raise
         say(f"PyTorch is left out: {error}")
-        return []
+        return None
+
+
+def _torch_methods(parsed: argparse.Namespace, bundles: Sequence[Bundle]) -> list[Method]:
+    """Of PyTorch's programs: exact ODIN is the yardstick, so it is always among them."""
     own: list[Method] = [bundle.spec.method for bundle in bundles]
-    methods: list[Method] = list(
-        dict.fromkeys(own if parsed.engine == "torch" else ["exact", *own])
-    )
-    programs = eager_programs(reference, methods)
-    if parsed.torch_compile:
-        spec = bundles[0].spec
-        planes = normalised(sample_images(spec, parsed.batch_sizes[0], size), spec)
-        say("PyTorch compiles the network, which takes minutes")
-        try:
-            programs += compiled_programs(reference, methods, planes)
-        except OdinError as error:
-            say(f"compiled PyTorch is left out: {error}")
-    if parsed.engine == "torch" and parsed.precision:
-        programs = [program for program in programs if program.precision == parsed.precision]
-        if not programs:
-            raise OdinError(f"PyTorch is timed in fp32 and bf16, not in {parsed.precision}")
-    return programs
+    return list(dict.fromkeys(own if parsed.engine == "torch" else ["exact", *own]))
+
+
+def _compiled(
+    reference: TorchReference, methods: Sequence[Method], images: np.ndarray, spec: Spec
+) -> list[Program]:
+    """PyTorch's programs compiled for a batch; what cannot be compiled here is told."""
+    say("PyTorch compiles the network, which takes minutes")
+    try:
+        return compiled_programs(reference, methods, normalised(images, spec))
+    except OdinError as error:
+        say(f"compiled PyTorch is left out: {error}")
+        return []
+
+
+def _as_asked(parsed: argparse.Namespace, programs: list[Program]) -> list[Program]:
+    """All programs, except where PyTorch alone is asked for in one precision.
+
+    Raises:
+        OdinError: PyTorch is not timed in that.
+    """
+    if parsed.engine != "torch" or not parsed.precision:
+        return programs
+    left = [program for program in programs if program.precision == parsed.precision]
+    if programs and not left:
+        raise OdinError(f"PyTorch is timed in fp32 and bf16, not in {parsed.precision}")
+    return left
 
 
 def _batches_that_fit(
