@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from odin_bench.grid import is_grid, parse_grid
-from odin_engines.engine import ENGINE_NAMES
+from odin_engines.engine import ENGINE_NAMES, MOST_THREADS
 from odin_engines.errors import OdinError
 from odin_engines.spec import DEFAULT_MAGNITUDE, DEFAULT_TEMPERATURE
 from odin_export.flags import add_model_options
@@ -194,13 +194,13 @@ def _add_result_options(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--threads",
-        type=_positive,
+        type=_threads,
         metavar="N",
         help="of the engine (default: what it takes by itself)",
     )
     group.add_argument(
         "--streams",
-        type=_positive,
+        type=_threads,
         metavar="N",
         help="batches that openvino and ort compute at once, each with its share of the threads "
         "(default: one for each core)",
@@ -337,6 +337,13 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: give a whole number from 1")
     return int(text)
+
+
+def _threads(text: str) -> int:
+    number = _positive(text)
+    if number > MOST_THREADS:
+        raise argparse.ArgumentTypeError(f"{text!r}: give at most {MOST_THREADS:,}")
+    return number
 
 
 def _whole(text: str) -> int:

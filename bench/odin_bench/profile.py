@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from odin_bench.throughput import sample_images, streams_of, tuned
+from odin_bench.throughput import sample_images, tuned
 from odin_engines.bundle import FORWARD, Bundle
-from odin_engines.cores import physical_cores
+from odin_engines.cores import physical_cores, streams_of
 from odin_engines.engine import Arrays, Tuning, images_at_once
 from odin_engines.errors import OdinError
 from odin_engines.openvino_engine import the_core
@@ -99,11 +99,11 @@ def profiles(
     Raises:
         OdinError: the engine refuses a graph.
     """
-    images = min(batch, images_at_once(engine, precision))
+    spec = bundles[0].spec
+    images = min(batch, images_at_once(engine, precision, spec.activation_bytes))
     threads = tuning.threads or physical_cores()
     if images < batch:
         threads = max(threads // streams_of(tuning), 1)
-    spec = bundles[0].spec
     raw = sample_images(spec, images, size)
     planes = normalised(raw, spec)
     graphs: list[tuple[str, Path, Arrays]] = [

@@ -126,7 +126,8 @@ class Sweep:
         if problem is not None:
             raise OdinError(problem)
         self._tuning = tuning or Tuning()
-        self._batch = engines.images_at_once(self.engine, self.precision)
+        held = self.spec.activation_bytes
+        self._batch = engines.images_at_once(self.engine, self.precision, held)
         self._opened: dict[object, Session] = {}
         # Graphs written here stay while engines may open them again.
         self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)

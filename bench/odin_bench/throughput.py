@@ -140,7 +140,7 @@ def open_programs(
     Raises:
         OdinError: the engine is not available, or refuses a graph.
     """
-    most = engines.images_at_once(engine, precision)
+    most = engines.images_at_once(engine, precision, bundles[0].spec.activation_bytes)
     held = 0  # in main memory, where an engine on a GPU keeps nothing
     if ENGINES[engine].gpu_extra is None:
         held = most * streams_of(tuning)

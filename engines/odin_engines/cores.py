@@ -22,7 +22,27 @@ def physical_cores(topology: Path = _TOPOLOGY, quota: Path = _QUOTA) -> int:
     affinity = getattr(os, "sched_getaffinity", None)  # Linux alone has it
     threads = affinity(0) if affinity else range(os.cpu_count() or 1)
     cores = len({_siblings(topology, thread) for thread in threads})
-    return min(cores, _share(quota) or cores)
+    return min(cores, quota_cores(quota) or cores)
+
+
+def quota_cores(quota: Path = _QUOTA) -> int | None:
+    """Whole processors' worth of time that this container may use, at least one; None: no bound.
+
+    Engines count cores by themselves and know nothing of it: with a thread on each core, all stand
+    still together whenever it is used up.
+    """
+    try:
+        time, period = quota.read_text().split()
+        return max(int(time) // int(period), 1)
+    except (OSError, ValueError):  # no such file, or "max"
+        return None
+
+
+def threads_of(tuning: Tuning) -> int | None:
+    """How many threads an engine is to be told to use; None leaves it to the engine."""
+    if tuning.threads is None and quota_cores() is not None:
+        return physical_cores()
+    return tuning.threads
 
 
 def streams_of(tuning: Tuning) -> int:
@@ -34,12 +54,3 @@ def streams_of(tuning: Tuning) -> int:
 def _siblings(topology: Path, thread: int) -> str:
     file = topology / f"cpu{thread}" / "topology" / "thread_siblings_list"
     return file.read_text().strip() if file.is_file() else str(thread)
-
-
-def _share(quota: Path) -> int | None:
-    """Whole processors' worth of time, at least one; None without a bound."""
-    try:
-        time, period = quota.read_text().split()
-        return max(int(time) // int(period), 1)
-    except (OSError, ValueError):  # no such file, or "max"
-        return None

@@ -22,13 +22,15 @@ from odin_engines.spec import Precision, Spec
 
 Arrays = Mapping[str, np.ndarray]
 
+MOST_THREADS = 4096  # more than any machine has, and no more than any engine takes
+
 
 @dataclass(frozen=True)
 class Tuning:
     """How an engine on the CPU uses it; what is None is left to the engine.
 
     Attributes:
-        threads: in all.
+        threads: in all, at most `MOST_THREADS`.
         streams: how many batches are computed at once, each with its share of the threads, of
             which there is one at least.
         cache: folder in which compiled graphs are kept; None keeps none.
@@ -40,7 +42,13 @@ class Tuning:
 
 
 class Session(ABC):
-    """A graph opened in an engine. Safe to use from several threads."""
+    """A graph opened in an engine. Safe to use from several threads.
+
+    Attributes:
+        streams: how many batches `run_all` computes at once.
+    """
+
+    streams: int = 1
 
     @abstractmethod
     def run(self, feeds: Arrays) -> dict[str, np.ndarray]:
@@ -76,8 +84,9 @@ class EngineInfo:
         module: of this package.
         summary: what it is.
         gpu_extra: of odin-ood, which installs what it needs on a GPU; None if it runs on the CPU.
-        at_once: images of a batch that are best computed at once, in float32: on a CPU the fewest
-            that keep it busy, since what is kept of them for the backward pass leaves its caches.
+        at_once: images of a batch that are best computed at once, in float32, of a network with
+            large activations: on a CPU the fewest that keep it busy, since what is kept of them for
+            the backward pass leaves its caches.
     """
 
     name: str
@@ -101,6 +110,8 @@ ENGINES = {
 }
 # In what an engine computes a float32 graph by itself; others take the precision from the graph.
 _HINTED: Mapping[str, tuple[Precision, ...]] = {"openvino": ("fp32", "bf16")}
+# Measured too (bench/RESULTS.md): of activations held at once, and of images.
+_HELD_BYTES, _MOST_AT_ONCE = 64 << 20, 64
 # The reference needs the PyTorch network itself, so it is opened by `TorchReference`, not by graph.
 ENGINE_NAMES = ("auto", "torch", *ENGINES)
 
@@ -135,12 +146,22 @@ def converts(name: str, precision: Precision) -> bool:
     return precision in _HINTED.get(name, ())
 
 
-def images_at_once(name: str, precision: Precision) -> int:
-    """How many images of a batch engine `name` best computes at once."""
+def images_at_once(name: str, precision: Precision, activation_bytes: int = 0) -> int:
+    """How many images of a batch engine `name` best computes at once: a power of two.
+
+    Args:
+        name: of the engine.
+        precision: in which it computes.
+        activation_bytes: of one image, as in `Spec`: of small ones, more are needed to keep an
+            engine busy; 0 where it is not known.
+    """
     info = ENGINES.get(name)
     if info is None or info.gpu_extra is not None:
         return EngineInfo.at_once
-    return info.at_once * (2 if precision == "bf16" else 1)  # half the bytes
+    most = info.at_once
+    while activation_bytes and most < _MOST_AT_ONCE and 2 * most * activation_bytes <= _HELD_BYTES:
+        most *= 2
+    return most * (2 if precision == "bf16" else 1)  # half the bytes
 
 
 def cache_folder(name: str) -> Path | None:

@@ -4,8 +4,8 @@ Of a graph with bfloat16 in it, what is bfloat16 is computed in it, and what is 
 one with float16 in it, weights and casts are as written, and everything is computed in float32.
 
 A graph is compiled for the sizes that it is given: OpenVINO then fuses the element-wise parts of
-the backward pass, which it does not for sizes that may change. What comes after many sizes goes to
-one that takes any.
+the backward pass, which it does not for sizes that may change. After many sizes, one that comes
+once goes to a graph that takes any.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from odin_engines.cores import streams_of
+from odin_engines.cores import streams_of, threads_of
 from odin_engines.engine import Arrays, Session, Tuning, missing_package
 from odin_engines.errors import OdinError
 from odin_engines.files import keep_within
@@ -30,12 +30,15 @@ from odin_engines.spec import Precision
 _WRITTEN = ("f16", "bf16")  # element types that only a graph of such a precision holds
 # Each takes the memory of its weights anew, and seconds to compile.
 _MOST_SIZES = 12
+_MOST_BYTES = 2 << 30  # of weights
+_IDLE_CALLS = 100  # without which a size keeps its graph when there is no room for others
 _CACHE_BYTES = 2 << 30
 
 # Where in its source code OpenVINO raised what it tells.
 _PLACE = re.compile(r"(Exception from|Check '.*?' failed at) src/\S+:\d+:|\[ GENERAL_ERROR \]")
 
 _Sizes = tuple[tuple[str, tuple[int, ...]], ...]
+_Key = tuple[_Sizes | None, bool]  # of any sizes: None; whether several batches come at once
 
 
 _core_lock = threading.Lock()
@@ -91,8 +94,8 @@ def open_graph(graph: Path, precision: Precision, tuning: Tuning) -> Session:
         )
     hinted = precision == "bf16" and not written
     settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "bf16" if hinted else "f32"}
-    if tuning.threads:
-        settings["INFERENCE_NUM_THREADS"] = tuning.threads
+    if threads := threads_of(tuning):
+        settings["INFERENCE_NUM_THREADS"] = threads
     if tuning.cache:
         keep_within(tuning.cache, "*.blob", _CACHE_BYTES)
     return _OpenVinoSession(model, settings, tuning, graph)
@@ -103,9 +106,12 @@ class _OpenVinoSession(Session):
         self._model = model
         self._settings = settings
         self._cache = tuning.cache
-        self._streams = streams_of(tuning)
+        self.streams = streams_of(tuning)
         self._graph = graph
-        self._slots: dict[tuple[_Sizes | None, bool], _Slot] = {}
+        self._most = min(_MOST_SIZES, _MOST_BYTES // max(graph.stat().st_size, 1))
+        self._slots: dict[_Key, _Slot] = {}
+        self._once: deque[_Key] = deque(maxlen=64)
+        self._calls = 0
         self._lock = threading.Lock()
 
     def run(self, feeds: Arrays) -> dict[str, np.ndarray]:
@@ -125,7 +131,7 @@ class _OpenVinoSession(Session):
         try:
             for feeds in batches:
                 at_work.append(self._started(feeds))
-                if len(at_work) > self._streams:
+                if len(at_work) > self.streams:
                     yield self._finished(*at_work.popleft())
             while at_work:
                 yield self._finished(*at_work.popleft())
@@ -158,18 +164,37 @@ class _OpenVinoSession(Session):
 
         Who needs one that is being compiled waits for it, and nobody else does.
         """
-        sizes: _Sizes | None = tuple((name, array.shape) for name, array in feeds.items())
+        sizes = tuple((name, array.shape) for name, array in feeds.items())
         with self._lock:
-            if (sizes, several) not in self._slots and len(self._slots) >= _MOST_SIZES:
-                sizes = None
-            slot = self._slots.setdefault((sizes, several), _Slot())
+            key, slot = self._slot((sizes, several))
         with slot.lock:
             if slot.compiled is None:
                 try:
-                    slot.compiled = self._compile(sizes, several)
+                    slot.compiled = self._compile(*key)
                 except RuntimeError as error:
+                    with self._lock:
+                        self._slots.pop(key, None)
                     raise self._failed(feeds, error) from error
             return slot.compiled
+
+    def _slot(self, key: _Key) -> tuple[_Key, _Slot]:
+        """Room for the graph of these sizes, or where there is none left, of any sizes.
+
+        A size that comes again then takes the place of one that has long not come.
+        """
+        self._calls += 1
+        own = [known for known in self._slots if known[0] is not None]
+        if key not in self._slots and len(own) >= self._most:
+            oldest = min(own, key=lambda known: self._slots[known].used, default=None)
+            idle = oldest and self._calls - self._slots[oldest].used > _IDLE_CALLS
+            if oldest and idle and key in self._once:
+                del self._slots[oldest]
+            else:
+                self._once.append(key)
+                key = (None, key[1])
+        slot = self._slots.setdefault(key, _Slot())
+        slot.used = self._calls
+        return key, slot
 
     def _compile(self, sizes: _Sizes | None, several: bool) -> _Compiled:
         model = self._model
@@ -177,7 +202,7 @@ class _OpenVinoSession(Session):
             model = model.clone()
             model.reshape({name: list(shape) for name, shape in sizes})
         latency = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1"}
-        use = {"NUM_STREAMS": str(self._streams)} if several else latency
+        use = {"NUM_STREAMS": str(self.streams)} if several else latency
         settings = self._settings | use
         if self._cache is not None:
             # OpenVINO's own key holds neither precision nor threads, which the content depends on.
@@ -193,10 +218,11 @@ class _OpenVinoSession(Session):
 
 
 class _Slot:
-    """Room for a compiled graph, and the lock of those who wait for it."""
+    """Room for a compiled graph, the lock of those who wait for it, and the call that used it."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
+        self.used = 0
         self.compiled: _Compiled | None = None
 
 

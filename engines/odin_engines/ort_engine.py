@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from odin_engines.cores import physical_cores, streams_of
+from odin_engines.cores import physical_cores, streams_of, threads_of
 from odin_engines.engine import Arrays, Session, Tuning, missing_package
 from odin_engines.errors import OdinError
 from odin_engines.spec import Precision
@@ -57,7 +57,7 @@ def open_graph(graph: Path, precision: Precision, tuning: Tuning) -> Session:
         except Exception as error:
             raise OdinError(f"ONNX Runtime cannot open {graph}: {one_line(error)}") from error
 
-    session = opened(tuning.threads)
+    session = opened(threads_of(tuning))
     threads, streams = tuning.threads or physical_cores(), streams_of(tuning)
     if streams == 1:
         return OrtSession(session, graph)
@@ -96,7 +96,7 @@ class _Streams(OrtSession):
     ) -> None:
         super().__init__(session, graph)
         self._open_again = open_again
-        self._streams = streams
+        self.streams = streams
         self._several: OrtSession | None = None
         self._lock = threading.Lock()
 
@@ -106,10 +106,10 @@ class _Streams(OrtSession):
             if self._several is None:
                 self._several = OrtSession(self._open_again(), self._graph)
         at_work: deque[Future[dict[str, np.ndarray]]] = deque()
-        with ThreadPoolExecutor(self._streams) as pool:
+        with ThreadPoolExecutor(self.streams) as pool:
             for feeds in batches:
                 at_work.append(pool.submit(self._several.run, feeds))
-                if len(at_work) > self._streams:
+                if len(at_work) > self.streams:
                     yield at_work.popleft().result()
             while at_work:
                 yield at_work.popleft().result()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from odin_engines.engine import Tuning
+from odin_engines.engine import MOST_THREADS, Tuning
 from odin_engines.errors import OdinError
 
 PLAN_ENGINES = ("trt", "rtx")
@@ -46,8 +46,8 @@ def check_options(name: str, options: GpuOptions, tuning: Tuning, network: Any) 
             f"streams are of engines {' and '.join(STREAMING)}; leave them out with {name}"
         )
     for what, number in (("threads", tuning.threads), ("streams", tuning.streams)):
-        if number is not None and number < 1:
-            raise OdinError(f"{what} is {number}; it has to be 1 or more")
+        if number is not None and not 1 <= number <= MOST_THREADS:
+            raise OdinError(f"{what} is {number}; it has to be from 1 to {MOST_THREADS:,}")
     if network is not None and name != "torch":
         raise OdinError(
             f"a network is for engine torch, and engine {name} runs the bundle's own; leave it "

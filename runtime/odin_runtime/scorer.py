@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from odin_runtime.gpu_results import DeviceScores
     from odin_runtime.gpu_scorer import GpuSession
 
-DEFAULT_MEMORY = 2 << 30
+STREAM_MEMORY = 2 << 30
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Scorer:
         session: the opened graph.
         input_type: what the session takes, "float32" or "uint8".
         batch_size: the most images of a batch; several may be computed at once.
-        memory: about how many bytes of activations one batch may take.
+        memory: about how many bytes the activations of a call may take.
     """
 
     bundle: Bundle
@@ -90,7 +90,7 @@ class Scorer:
         cache: bool = True,
         network: Any = None,
         batch_size: int | None = None,
-        memory: int = DEFAULT_MEMORY,
+        memory: int | None = None,
         form: FormName = "auto",
         driver: str = "auto",
         device: int = 0,
@@ -118,8 +118,9 @@ class Scorer:
             network: for engine "torch" alone: the PyTorch network, which a bundle does not hold.
             batch_size: the most images of a batch; None takes what the engine is fastest with, and
                 with "trt" and "rtx", whose memory is made for it, the largest batch of the plans.
-            memory: about how many bytes of activations one batch may take, of those that are
-                computed at once; plans have their own bound.
+            memory: about how many bytes the activations of a call may take. Where it is too little
+                for a batch on each stream, batches come one after the other. None allows 2 GiB a
+                stream. Plans have their own bound.
             form, driver, device, graphs: of engines "trt" and "rtx" alone.
             form: "fused" (one plan, images to scores: one magnitude a call), "split" (gradient and
                 forward plans with kernels between them: one gradient for many magnitudes) or
@@ -160,8 +161,11 @@ class Scorer:
                 batch_size = session.pipeline.batch_size
             else:
                 session = engines.open_graph(name, opened.odin(name), precision, tuning)
-        size = engines.images_at_once(name, precision) if batch_size is None else batch_size
-        return cls(opened, name, precision, session, input_type, size, memory)
+        if batch_size is None:
+            batch_size = engines.images_at_once(name, precision, opened.spec.activation_bytes)
+        if memory is None:
+            memory = STREAM_MEMORY * getattr(session, "streams", 1)
+        return cls(opened, name, precision, session, input_type, batch_size, memory)
 
     @property
     def spec(self) -> Spec:
@@ -225,7 +229,8 @@ class Scorer:
     ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
         """The network's input of each batch, and what the engine gives for it."""
         session = cast("Session", self.session)
-        cuts = list(parts(len(images), self._chunk_size(images)))
+        streams, most = self._at_once(images)
+        cuts = list(parts(len(images), most))
         given: deque[np.ndarray] = deque()
 
         def feeds() -> Iterator[dict[str, np.ndarray]]:
@@ -233,7 +238,8 @@ class Scorer:
                 given.append(self._network_input(images[cut]))
                 yield {"images": given[-1], **scalars}
 
-        run_all = session.run_all if len(cuts) > 1 else partial(map, session.run)
+        several = streams > 1 and len(cuts) > 1
+        run_all = session.run_all if several else partial(map, session.run)
         for outputs in run_all(feeds()):
             yield given.popleft(), outputs
 
@@ -333,14 +339,18 @@ class Scorer:
         """The further scores; the reference, which is plain ODIN, has none."""
         return () if self.engine == "torch" else self.spec.scores
 
-    def _chunk_size(self, images: np.ndarray) -> int:
-        """As many images of a batch as fit the memory bound, but no more than its size."""
+    def _at_once(self, images: np.ndarray) -> tuple[int, int]:
+        """How many batches to compute at once, and their most images, within the memory bound."""
+        streams = cast("Session", self.session).streams
         if not self.spec.activation_bytes:
-            return self.batch_size
+            return streams, self.batch_size
         pixels = images[0].size // self.spec.channels if len(images) else 1
         smallest = self.spec.height[0] * self.spec.width[0]
         per_image = self.spec.activation_bytes * max(pixels / smallest, 1)
-        return int(max(1, min(self.batch_size, self.memory // per_image)))
+        fitting = int(self.memory // per_image)
+        if fitting < streams:
+            streams = 1
+        return streams, max(1, min(self.batch_size, fitting // streams))
 
     def _network_input(self, images: np.ndarray) -> np.ndarray:
         if images.dtype == np.uint8 and self.input_type == "float32":

@@ -60,7 +60,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
         return Counting(real(name, graph, *rest), graph.name)  # type: ignore[arg-type]
 
     monkeypatch.setattr(engines, "open_graph", counting)
-    monkeypatch.setattr(engines, "images_at_once", lambda engine, precision: 1)
+    monkeypatch.setattr(engines, "images_at_once", lambda *_: 1)
     return images
 
 
@@ -221,6 +221,7 @@ def test_a_range_holds_the_numbers_that_its_decimals_say() -> None:
         ("1,two", "'two' is no number; give one number, a list"),
         ("nan", "'nan' is no number"),
         ("0:inf:3", "'inf' is no number"),
+        ("0:1e9999999:3", "'1e9999999' is no number"),
         ("0:1", "'0:1' is no range; .*FIRST:LAST:COUNT"),
         ("0:1:2:3", "'0:1:2:3' is no range"),
         ("0:1:1", "whole number from 2 to 1,000"),

@@ -27,6 +27,7 @@ AT_ONCE = images_at_once("ort", "fp32")
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few images a call, and short turns."""
     monkeypatch.setattr("odin_bench.timing._TURN_SECONDS", 0.001)
+    monkeypatch.setattr("odin_engines.engine._HELD_BYTES", 0)  # the fewest at once
     monkeypatch.setattr(scale, "BLOCK", 8)
     monkeypatch.setattr(scale, "_BATCHES_A_THREAD", 1)
 

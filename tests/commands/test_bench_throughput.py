@@ -30,8 +30,9 @@ HAS_BF16 = unavailable("openvino", "bf16") is None
 
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever else the machine is doing; and turns are short."""
+    """Whatever else the machine is doing; turns are short, and parts of a batch are the least."""
     monkeypatch.setattr("odin_bench.timing._TURN_SECONDS", 0.001)
+    monkeypatch.setattr("odin_engines.engine._HELD_BYTES", 0)
     monkeypatch.setattr(throughput_cli.os, "getloadavg", lambda: (0.1, 0.1, 0.1))
 
 

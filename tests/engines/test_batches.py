@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from odin_engines import openvino_engine
+from odin_engines import cores, openvino_engine
 from odin_engines.batches import parts, run_in_parts
 from odin_engines.bundle import Bundle
-from odin_engines.cores import physical_cores, streams_of
+from odin_engines.cores import physical_cores, streams_of, threads_of
 from odin_engines.engine import Arrays, Session, Tuning, images_at_once, open_graph, unavailable
 from odin_engines.errors import OdinError
 from odin_engines.files import keep_within
@@ -49,6 +49,16 @@ def test_parts(count: int, most: int, sizes: list[int]) -> None:
 def test_half_the_bytes_are_twice_the_images() -> None:
     assert images_at_once("openvino", "bf16") == 2 * images_at_once("openvino", "fp32")
     assert images_at_once("torch", "fp32") == images_at_once("ort-cuda", "bf16") == 16
+
+
+@pytest.mark.parametrize(
+    ("activation_bytes", "images"),
+    [(0, 4), (97_000_000, 4), (16 << 20, 4), (8 << 20, 8), (3_500_000, 16), (1, 64)],
+)
+def test_more_small_images_at_once(activation_bytes: int, images: int) -> None:
+    assert images_at_once("openvino", "fp32", activation_bytes) == images
+    assert images_at_once("openvino", "bf16", activation_bytes) == 2 * images
+    assert images_at_once("rtx", "fp16", activation_bytes) == 16
 
 
 # Several batches at once
@@ -172,6 +182,49 @@ def test_many_sizes(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(session._slots) == 3  # type: ignore[attr-defined]
 
 
+def test_a_size_that_comes_again_takes_the_place_of_one_that_does_not(
+    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openvino_engine, "_MOST_SIZES", 2)
+    monkeypatch.setattr(openvino_engine, "_IDLE_CALLS", 3)
+    session = open_graph("openvino", tiny_bundle.file("odin.onnx"))
+    compiled: list[Any] = []
+    original = type(session)._compile  # type: ignore[attr-defined]
+
+    def note(self: Any, sizes: Any, several: bool) -> Any:
+        compiled.append(sizes and sizes[0][1][0])
+        return original(self, sizes, several)
+
+    monkeypatch.setattr(type(session), "_compile", note)
+    for count in (1, 2, 3, 3, 1):
+        session.run({"images": images(count)})
+    assert compiled == [1, 2, None]  # 2 has not been idle for long
+    for count in (3, 1):
+        session.run({"images": images(count)})
+    assert compiled == [1, 2, None, 3]
+    for count in (4, 1, 3, 5, 1, 3, 6, 1, 3):
+        session.run({"images": images(count)})
+    assert compiled == [1, 2, None, 3]  # what comes once gets none
+
+
+def test_a_graph_that_cannot_be_compiled_leaves_no_room_taken(tiny_bundle: Bundle) -> None:
+    session = open_graph("openvino", tiny_bundle.file("odin.onnx"))
+    for _ in range(2):
+        with pytest.raises(OdinError, match="failed on"):
+            session.run({"images": np.zeros((1, 5, 32, 32), np.float32)})
+    assert not session._slots  # type: ignore[attr-defined]
+
+
+def test_large_weights_are_not_kept_for_many_sizes(
+    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openvino_engine, "_MOST_BYTES", 1)
+    session = open_graph("openvino", tiny_bundle.file("odin.onnx"))
+    for count in (1, 2):
+        assert len(session.run({"images": images(count)})["score"]) == count
+    assert [key[0] for key in session._slots] == [None]  # type: ignore[attr-defined]
+
+
 # The cache
 
 
@@ -232,9 +285,22 @@ def test_threads_of_one_core_count_once(tmp_path: Path, monkeypatch: pytest.Monk
         (folder / "thread_siblings_list").write_text(f"{thread % 4},{thread % 4 + 4}\n")
     nowhere = tmp_path / "cpu.max"
     assert physical_cores(tmp_path, nowhere) == 2
-    for quota, cores in (("max 100000", 2), ("150000 100000", 1), ("900000 100000", 2), ("", 2)):
+    for quota, wanted in (("max 100000", 2), ("150000 100000", 1), ("900000 100000", 2), ("", 2)):
         nowhere.write_text(quota + "\n")
-        assert physical_cores(tmp_path, nowhere) == cores
+        assert physical_cores(tmp_path, nowhere) == wanted
+
+
+def test_a_containers_quota_is_told_to_engines(
+    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert threads_of(Tuning(threads=3)) == 3
+    monkeypatch.setattr(cores, "quota_cores", lambda *_: None)
+    assert threads_of(Tuning()) is None
+    monkeypatch.setattr(cores, "quota_cores", lambda *_: 1)
+    assert threads_of(Tuning(threads=3)) == 3
+    assert threads_of(Tuning()) == streams_of(Tuning()) == 1
+    session = open_graph("openvino", tiny_bundle.file("odin.onnx"))
+    assert session._settings["INFERENCE_NUM_THREADS"] == 1  # type: ignore[attr-defined]
 
 
 def test_no_stream_without_a_thread() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -44,10 +44,15 @@ class Recorder(Session):
     def __init__(self, session: Session) -> None:
         self.session = session
         self.shapes: list[tuple[int, ...]] = []
+        self.at_once = 1
 
     def run(self, feeds: Arrays) -> dict[str, np.ndarray]:
         self.shapes.append(feeds["images"].shape)
         return self.session.run(feeds)
+
+    def run_all(self, batches: Iterable[Arrays]) -> Iterator[dict[str, np.ndarray]]:
+        self.at_once = self.streams
+        return super().run_all(batches)
 
 
 def recorded(scorer: Scorer) -> tuple[Scorer, Recorder]:
@@ -200,15 +205,39 @@ def test_no_images_run_nothing(scorer: Scorer) -> None:
 
 
 @pytest.mark.parametrize(
-    ("memory", "wanted"), [(1 << 40, 16), (8_000_000, 8), (1_500_000, 1), (1, 1), (0, 1)]
+    ("memory", "wanted"),
+    [(None, 16), (1 << 40, 16), (8_000_000, 8), (1_500_000, 1), (1, 1), (0, 1)],
 )
 def test_memory_bounds_the_chunks(
-    memory: int, wanted: int, make_tiny_bundle: BundleMaker, raw_images: Images
+    memory: int | None, wanted: int, make_tiny_bundle: BundleMaker, raw_images: Images
 ) -> None:
     bundle = make_tiny_bundle(activation_bytes=1_000_000)
     opened, recorder = recorded(Scorer.open(bundle, "ort", batch_size=16, memory=memory))
     opened.score(raw_images(20))
     assert max(shape[0] for shape in recorder.shapes) == wanted
+
+
+@pytest.mark.parametrize(
+    ("memory", "batches", "sizes"),
+    [
+        (64_000_000, 4, {16}),
+        (8_000_000, 4, {2}),
+        (4_000_000, 4, {1}),
+        (3_500_000, 1, {3, 1}),  # not one on each stream: one after the other
+        (1, 1, {1}),
+    ],
+)
+def test_memory_is_of_all_batches_at_once(
+    memory: int, batches: int, sizes: set[int], make_tiny_bundle: BundleMaker, raw_images: Images
+) -> None:
+    bundle = make_tiny_bundle(activation_bytes=1_000_000)
+    opened, recorder = recorded(Scorer.open(bundle, "ort", batch_size=16, memory=memory))
+    recorder.streams = 4
+    opened.score(raw_images(64))
+    assert {shape[0] for shape in recorder.shapes} == sizes
+    assert recorder.at_once == batches
+    default = Scorer.open(bundle, "ort", threads=3)
+    assert default.memory == 3 * 2**30 * 2
 
 
 def test_larger_images_come_in_smaller_chunks(
