@@ -111,7 +111,24 @@ def _parser() -> argparse.ArgumentParser:
         "gradnorm needs a linear last layer, cam-max and cam-std global average pooling before it",
     )
     add_plan_options(parser.add_argument_group("for one engine"))
+    _add_server_options(parser.add_argument_group("for the Triton Inference Server"))
     return parser
+
+
+def _add_server_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--triton-repository",
+        type=Path,
+        metavar="DIR",
+        help="write a repository of models from a bundle: odin_onnx, odin_python, odin_trt if it "
+        "has a plan, and odin, which takes raw uint8 images",
+    )
+    group.add_argument(
+        "--triton-scorer",
+        choices=("onnx", "trt", "python"),
+        default="onnx",
+        help="which of them odin scores with (default: %(default)s)",
+    )
 
 
 def _score_names(text: str) -> tuple[str, ...]:
@@ -159,6 +176,10 @@ def _add_proof_options(group: argparse._ArgumentGroup) -> None:
 
 def _export(parsed: argparse.Namespace) -> int:
     plans = plan_options(parsed)
+    if parsed.triton_repository is not None:
+        return _serve(parsed)
+    if parsed.triton_scorer != _parser().get_default("triton_scorer"):
+        raise OdinError("--triton-scorer goes with --triton-repository; add it")
     if _is_folder_of_bundle(parsed.model):
         _check_nothing_else_is_given(parsed)
         _add_for_engine(Path(parsed.model), parsed.output, graph_engine(parsed), plans)
@@ -211,6 +232,31 @@ def _export(parsed: argparse.Namespace) -> int:
     _summarise(bundle, output, frozenset() if maker is None else maker.reused)
     _say_of_own_graph(bundle, own)
     print(f"  next: odin-bench {output}")
+    return 0
+
+
+def _serve(parsed: argparse.Namespace) -> int:
+    """Write a server's repository of models."""
+    if not _is_folder_of_bundle(parsed.model):
+        raise OdinError(
+            f"--triton-repository takes a bundle, and {parsed.model} is none: export it first with "
+            f"'odin-export {parsed.model} --output DIR', and give DIR"
+        )
+    _check_nothing_else_is_given(parsed, "triton_repository", "triton_scorer")
+    if parsed.output is not None or graph_engine(parsed) or plan_options(parsed):
+        raise OdinError("--triton-repository is a run of its own; leave out --output and --engine")
+    from odin_export import triton
+
+    bundle = read_bundle(Path(parsed.model))
+    models = triton.repository(bundle, parsed.triton_scorer)
+    triton.write(parsed.triton_repository, models)
+    print(f"{parsed.triton_repository}: {', '.join(model.name for model in models)}")
+    if bundle.calibration is None:
+        print(
+            "  without is_ood, for the bundle is not calibrated: "
+            f"odin-bench {bundle.argument} --calibrate IN_DATASET"
+        )
+    print(f"  next: tritonserver --model-repository {parsed.triton_repository.absolute()}")
     return 0
 
 
@@ -298,11 +344,13 @@ def _is_folder_of_bundle(model: str) -> bool:
     return model not in NETWORKS
 
 
-def _check_nothing_else_is_given(parsed: argparse.Namespace) -> None:
+def _check_nothing_else_is_given(parsed: argparse.Namespace, *but: str) -> None:
     """For a bundle, whose graphs stay as they are."""
     parser = _parser()
     for name, value in vars(parsed).items():
-        if name in ("model", "output", "engine", *PLAN_FLAGS) or value == parser.get_default(name):
+        if name in ("model", "output", "engine", *PLAN_FLAGS, *but) or value == parser.get_default(
+            name
+        ):
             continue
         does = "proves a model" if name in ("check", "verify") else "changes graphs"
         raise OdinError(
