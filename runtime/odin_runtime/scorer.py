@@ -70,6 +70,23 @@ class Scores:
         """
         return self._calibrated().percentile(self.score)
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All that is known of each image, by name, (N,) each, for tables and servers.
+
+        "score", "baseline", "label", further scores, and of a calibrated bundle "is_ood" (bool)
+        and "percentile" (float32).
+        """
+        known = {
+            "score": self.score,
+            "baseline": self.baseline,
+            "label": self.label,
+            **self.extra,
+        }
+        if not isinstance(self.calibration, str):
+            known["is_ood"] = self.is_ood
+            known["percentile"] = self.percentile.astype(np.float32)
+        return known
+
     def _calibrated(self) -> Calibration:
         if isinstance(self.calibration, str):
             raise OdinError(self.calibration)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from odin_engines.errors import OdinError
-from odin_runtime.scorer import Scorer, Scores
+from odin_runtime.scorer import Scorer
 
 BUNDLE = "bundle"  # the folder beside model.py
 IMAGES = "images"
@@ -63,7 +63,7 @@ class TritonPythonModel:
                 answers[place] = triton.InferenceResponse(
                     [
                         triton.Tensor(name, values[part, None])
-                        for name, values in arrays_of(found).items()
+                        for name, values in found.arrays().items()
                         if name in self._outputs
                     ]
                 )
@@ -72,20 +72,6 @@ class TritonPythonModel:
     def finalize(self) -> None:
         """Let go of what the engine holds."""
         self._scorer.close()
-
-
-def arrays_of(scores: Scores) -> dict[str, np.ndarray]:
-    """All that is known of each image, by the names of the server's outputs: arrays (N,)."""
-    known = {
-        "score": scores.score,
-        "baseline": scores.baseline,
-        "label": scores.label,
-        **scores.extra,
-    }
-    if not isinstance(scores.calibration, str):
-        known["is_ood"] = scores.is_ood
-        known["percentile"] = scores.percentile.astype(np.float32)
-    return known
 
 
 def _alike(images: Sequence[np.ndarray]) -> list[list[int]]:
