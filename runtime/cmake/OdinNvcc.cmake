@@ -2,21 +2,13 @@
 #
 # CMake's own CUDA language is not used: it expects the folders of a full toolkit, which the
 # compiler's Python packages do not have.
+include(OdinPython)
 
 # The folders where Python packages of the compiler put bin/nvcc.
 function(odin_python_folders result)
+  odin_ask_python(packages "import sysconfig; print(sysconfig.get_path('purelib'), end='')")
   set(${result} "" PARENT_SCOPE)
-  set(python "${Python_EXECUTABLE}")
-  if(NOT python)
-    find_program(python NAMES python3 python NO_CACHE)
-  endif()
-  if(NOT python)
-    return()
-  endif()
-  execute_process(
-    COMMAND "${python}" -c "import sysconfig; print(sysconfig.get_path('purelib'), end='')"
-    OUTPUT_VARIABLE packages RESULT_VARIABLE failed ERROR_QUIET)
-  if(NOT failed)
+  if(packages)
     set(${result} "${packages}/nvidia/cu13" PARENT_SCOPE)
   endif()
 endfunction()

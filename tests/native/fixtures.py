@@ -1,13 +1,15 @@
-"""Fixtures: the kernels' library, built once, for the host alone and with the fat binary."""
+"""Fixtures: the libraries, built once: for the host alone, with the fat binary, and installed."""
 
 from __future__ import annotations
 
 import fcntl
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from native.c_api.programs import Programs, build_with_cmake
 from native.toolchain import cmake, configure, cuda_tool, cxx, run
 from native.twins import Twins
 
@@ -43,17 +45,40 @@ def build_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def host_build(build_once: Callable[..., Path]) -> Path:
-    """The build folder of a library without kernels."""
-    return build_once("host", "-DODIN_CUDA=OFF")
+    """The build folder of a library without kernels, and of libodin with this Python's OpenVINO."""
+    return build_once("host", "-DODIN_CUDA=OFF", f"-DPython_EXECUTABLE={sys.executable}")
 
 
 @pytest.fixture(scope="session")
 def cuda_build(build_once: Callable[..., Path]) -> Path:
     """The build folder of a library with kernels for all targets, and of the fat binary."""
-    return build_once("cuda", "-DODIN_CUDA=ON", f"-DODIN_NVCC={cuda_tool('nvcc')}")
+    nvcc = f"-DODIN_NVCC={cuda_tool('nvcc')}"
+    return build_once("cuda", "-DODIN_CUDA=ON", "-DODIN_SCORER=OFF", nvcc)
 
 
 @pytest.fixture(scope="session")
 def twins(host_build: Path) -> Twins:
     """The host twins, called through the C library."""
     return Twins(host_build / "runtime" / "libodin_kernels.so")
+
+
+@pytest.fixture(scope="session")
+def scorer_prefix(host_build: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder where libodin is installed."""
+    pytest.importorskip("openvino", reason="libodin scores with it: pip install openvino")
+
+    def make(folder: Path) -> None:
+        run([cmake(), "--install", host_build, "--prefix", folder])
+
+    return made_once(tmp_path_factory, "scorer", make)
+
+
+@pytest.fixture(scope="session")
+def programs(scorer_prefix: Path, tmp_path_factory: pytest.TempPathFactory) -> Programs:
+    """A C and a C++ program that use it, built by find_package."""
+
+    def make(folder: Path) -> None:
+        build_with_cmake(folder, scorer_prefix)
+
+    folder = made_once(tmp_path_factory, "programs", make) / "build"
+    return Programs(folder / "c_program", folder / "cpp_program")

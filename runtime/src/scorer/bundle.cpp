@@ -1,0 +1,174 @@
+#include "bundle.hpp"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include <cstdio>
+#include <filesystem>
+#include <memory>
+#include <stdexcept>
+
+#include "description.hpp"
+#include "failure.hpp"
+#include "sha256.hpp"
+
+namespace odin::detail {
+
+namespace {
+
+constexpr int64_t kSchema = 1;
+constexpr int64_t kMostDescription = 64 << 20;
+constexpr const char* kOdin = "odin.onnx";
+
+struct FileCloser {
+  void operator()(FILE* file) const { fclose(file); }
+};
+
+// Call use(bytes, count) for one piece of a file after another.
+template <typename Use>
+void read_file(const std::string& name, Use use) {
+  const std::unique_ptr<FILE, FileCloser> file(fopen(name.c_str(), "rb"));
+  int error = errno;
+  if (file) {
+    std::vector<char> piece(1 << 20);
+    size_t count = 0;
+    while ((count = fread(piece.data(), 1, piece.size(), file.get())) > 0) {
+      use(piece.data(), count);
+    }
+    if (!ferror(file.get())) return;
+    error = errno;
+  }
+  fail(ODIN_NOT_FOUND, "%s cannot be read: %s; check its permissions", name.c_str(),
+       strerror(error));
+}
+
+// The size of a file; no value if there is no such file, or it is something else.
+std::optional<int64_t> file_size(const std::string& name) {
+  struct stat status {};
+  if (stat(name.c_str(), &status) != 0 || !S_ISREG(status.st_mode)) return std::nullopt;
+  return status.st_size;
+}
+
+Json read_description(const std::string& bundle, const std::string& file) {
+  const auto size = file_size(file);
+  if (!size) {
+    fail(ODIN_NOT_FOUND,
+         "no bundle at %s: it has no odin.json; make one with 'odin-export MODEL --output %s'",
+         bundle.c_str(), bundle.c_str());
+  }
+  if (*size > kMostDescription) {
+    fail(ODIN_DAMAGED, "%s is too large; %s", file.c_str(), kExportAgain);
+  }
+  std::string text;
+  read_file(file, [&](const char* piece, size_t count) { text.append(piece, count); });
+  try {
+    return parse_json(text);
+  } catch (const std::invalid_argument& error) {
+    fail(ODIN_DAMAGED, "%s cannot be read: %s; %s", file.c_str(), error.what(), kExportAgain);
+  }
+}
+
+void check_schema(const std::string& file, const Json& description) {
+  const Json* entry = description.find("schema");
+  const auto schema = entry == nullptr ? std::nullopt : entry->whole();
+  if (!schema) {
+    fail(ODIN_DAMAGED, "%s is not a bundle's description; %s", file.c_str(), kExportAgain);
+  }
+  if (*schema > kSchema) {
+    fail(ODIN_TOO_NEW,
+         "%s has schema %lld, from a newer version; this library reads up to %lld: use a newer one",
+         file.c_str(), static_cast<long long>(*schema), static_cast<long long>(kSchema));
+  }
+  if (*schema < 1) {
+    fail(ODIN_DAMAGED, "%s has schema %lld, which never existed; %s", file.c_str(),
+         static_cast<long long>(*schema), kExportAgain);
+  }
+}
+
+// The engine that a file was derived for, that of odin.rtx.plan or odin.ort.onnx; or "".
+std::string engine_of(const std::string& name) {
+  const std::string engine = std::filesystem::path(name).stem().extension().string();
+  return engine.empty() ? "" : engine.substr(1);
+}
+
+bool is_plain(const std::string& name) {
+  return !name.empty() && name != "." && name != ".." &&
+         name.find_first_of(std::string("/\\\0", 3)) == name.npos;
+}
+
+// Check one file of the list; `content`, if not null, takes what is in it.
+void verify(const Bundle& bundle, const std::string& name, const Json& entry,
+            std::string* content) {
+  const std::string file = bundle.path + "/" + name;
+  const std::string engine = engine_of(name);
+  const std::string remedy =
+      engine.empty() ? kExportAgain
+                     : "build it again with 'odin-export " + bundle.path + " --engine " + engine +
+                           "'";
+  const auto found = file_size(file);
+  if (!found) {
+    fail(ODIN_NOT_FOUND, "%s is missing; copy the whole bundle, or %s", file.c_str(),
+         remedy.c_str());
+  }
+  const auto size = entry.find("bytes")->whole();
+  if (!size || *found != *size) {
+    fail(ODIN_DAMAGED, "%s has %lld bytes, not %s: it was cut or changed; %s", file.c_str(),
+         static_cast<long long>(*found), entry.find("bytes")->text.c_str(), remedy.c_str());
+  }
+  Sha256 sum;
+  read_file(file, [&](const char* piece, size_t count) {
+    sum.add(piece, count);
+    if (content != nullptr) content->append(piece, count);
+  });
+  if (sum.finish() != entry.find("sha256")->text) {
+    fail(ODIN_DAMAGED, "%s does not match its SHA-256: it was changed; %s", file.c_str(),
+         remedy.c_str());
+  }
+}
+
+// Check all files of the list, and keep the content of the graph that the engine opens.
+void verify_files(Bundle& bundle, const std::string& file, const Json& description) {
+  const Json* entries = description.find("files");
+  if (entries == nullptr || entries->find(kOdin) == nullptr) {
+    fail(ODIN_DAMAGED, "%s lists no %s; %s", file.c_str(), kOdin, kExportAgain);
+  }
+  for (size_t i = 0; i < entries->items.size(); ++i) {
+    const std::string& name = entries->names[i];
+    const Json& entry = entries->items[i];
+    if (!is_plain(name)) {
+      fail(ODIN_DAMAGED, "%s lists '%s', which is not a plain file name; %s", file.c_str(),
+           name.c_str(), kExportAgain);
+    }
+    if (entry.find("bytes") == nullptr || entry.find("sha256") == nullptr) {
+      fail(ODIN_DAMAGED, "%s gives no size and hash of %s; %s", file.c_str(), name.c_str(),
+           kExportAgain);
+    }
+    // What is verified is what is opened: the file may change between two readings.
+    std::string* content = name == bundle.graph_name ? &bundle.graph : nullptr;
+    try {
+      verify(bundle, name, entry, content);
+    } catch (const Failure& failure) {
+      if (engine_of(name).empty() || content != nullptr) throw;
+      bundle.damaged.emplace(name, failure.text);
+    }
+  }
+}
+
+}  // namespace
+
+Bundle read_bundle(const std::string& path, const std::string& engine) {
+  const std::string file = path + "/odin.json";
+  const Json description = read_description(path, file);
+  check_schema(file, description);
+  Bundle bundle;
+  bundle.path = path;
+  const std::string own = "odin." + engine + ".onnx";
+  const Json* entries = description.find("files");
+  bundle.graph_name = entries != nullptr && entries->find(own) != nullptr ? own : kOdin;
+  verify_files(bundle, file, description);
+  bundle.spec = read_spec(file, description);
+  return bundle;
+}
+
+}  // namespace odin::detail
