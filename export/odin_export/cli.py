@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -251,12 +252,13 @@ def _serve(parsed: argparse.Namespace) -> int:
     models = triton.repository(bundle, parsed.triton_scorer)
     triton.write(parsed.triton_repository, models)
     print(f"{parsed.triton_repository}: {', '.join(model.name for model in models)}")
-    if bundle.calibration is None:
-        print(
-            "  without is_ood, for the bundle is not calibrated: "
-            f"odin-bench {bundle.argument} --calibrate IN_DATASET"
-        )
-    print(f"  next: tritonserver --model-repository {parsed.triton_repository.absolute()}")
+    if reason := triton.undecided(bundle):
+        print(f"  without is_ood: {reason}")
+    # Not every server can load all of them: odin_python wants odin-ood installed beside it.
+    print(
+        f"  next: tritonserver --model-repository {shlex.quote(str(parsed.triton_repository))} "
+        "--model-control-mode explicit --load-model odin"
+    )
     return 0
 
 

@@ -3,34 +3,36 @@
 Models: `odin_python` (Python backend around `odin_runtime.Scorer`), `odin_onnx` (ONNX Runtime
 backend), `odin_trt` (TensorRT backend, where the bundle has a fused plan of engine trt), and the
 ensemble `odin`, raw images in and scores and decisions out. The ensemble's helpers `odin_prepare`
-(normalises raw images) and `odin_decide` (compares scores with the threshold) are ONNX graphs.
+(normalises raw images) and `odin_decide` (compares scores with the calibration) are ONNX graphs.
 
 Written against Triton's model_config.proto.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
 
 from odin_engines.bundle import ODIN, Bundle
-from odin_engines.calibration import Calibration
+from odin_engines.calibration import DECISION
 from odin_engines.errors import OdinError
 from odin_engines.files import unused_name
-from odin_engines.plan_sets import plan_file
+from odin_engines.plan_records import PlanRecord
 from odin_engines.spec import Spec
+from odin_export.decision import has_decision
+from odin_export.triton_graphs import decide_graph, prepare_graph, with_constants
 
 SCORERS = ("onnx", "trt", "python")
 DEFAULT_BATCH = 64
 _DELAY_MICROSECONDS = 2000  # that a request waits for others to be computed with
-_TYPES = {"score": "FP32", "baseline": "FP32", "label": "INT64", "logits": "FP32"}
-_DECISIONS = {"is_ood": "BOOL", "percentile": "FP32"}
+_TYPES = {"score": "FP32", "baseline": "FP32", "label": "INT64"}
+_DECISIONS = {DECISION: "BOOL", "percentile": "FP32"}
+_METADATA = ("model", "architecture", "checkpoint_sha256", "method", "temperature", "magnitude")
 _MODEL_PY = '''"""The Python backend loads this file; odin-ood has to be installed in its Python."""
 
 from odin_runtime.triton_model import TritonPythonModel
@@ -74,8 +76,9 @@ class Model:
         backend: "onnxruntime", "tensorrt", "python", or "" for the ensemble.
         inputs, outputs: of the model.
         files: content by path below the version's folder.
-        more: further entries of config.pbtxt.
         batch: the most images that are computed at once.
+        parameters: what the server tells of the model, and its backend takes.
+        more: further entries of config.pbtxt.
     """
 
     name: str
@@ -83,8 +86,9 @@ class Model:
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     files: Mapping[str, bytes]
+    batch: int
+    parameters: Mapping[str, str]
     more: tuple[str, ...] = ()
-    batch: int = DEFAULT_BATCH
 
     def config(self) -> str:
         """The text of config.pbtxt."""
@@ -97,8 +101,48 @@ class Model:
             *(tensor.text("output") for tensor in self.outputs),
             "version_policy { latest { num_versions: 1 } }",
             *self.more,
+            *(
+                f"parameters {{ key: {json.dumps(key)} value {{ string_value: "
+                f"{json.dumps(value)} }} }}"
+                for key, value in self.parameters.items()
+            ),
         ]
         return "\n".join(entries) + "\n"
+
+
+@dataclass(frozen=True)
+class Images:
+    """What images a model takes.
+
+    Attributes:
+        channels: of the image.
+        height, width: smallest and largest, in pixels.
+    """
+
+    channels: int
+    height: tuple[int, int]
+    width: tuple[int, int]
+
+    @property
+    def fixed(self) -> bool:
+        """Whether they are of one size."""
+        return self.height[0] == self.height[1] and self.width[0] == self.width[1]
+
+    def tensor(self, name: str, *, raw: bool) -> Tensor:
+        """Uint8 (H, W, C), raw, or float32 (C, H, W)."""
+        sides = [least if least == most else -1 for least, most in (self.height, self.width)]
+        dims = (*sides, self.channels) if raw else (self.channels, *sides)
+        return Tensor(name, "UINT8" if raw else "FP32", dims)
+
+    def warm_up(self, *, raw: bool, batch: int = 1) -> str:
+        """Images of zeros, of the smallest size, before the model is ready."""
+        sides = (self.height[0], self.width[0])
+        dims = (*sides, self.channels) if raw else (self.channels, *sides)
+        return (
+            f'model_warmup [ {{ name: "zeros" batch_size: {batch} inputs {{ key: "images" value {{ '
+            f"data_type: TYPE_{'UINT8' if raw else 'FP32'} dims: "
+            f"[ {', '.join(map(str, dims))} ] zero_data: true }} }} }} ]"
+        )
 
 
 def repository(bundle: Bundle, scorer: str = "onnx", batch: int = DEFAULT_BATCH) -> list[Model]:
@@ -110,32 +154,52 @@ def repository(bundle: Bundle, scorer: str = "onnx", batch: int = DEFAULT_BATCH)
         batch: the most images that are computed at once.
 
     Raises:
-        OdinError: there is no plan for scorer "trt".
+        OdinError: scorer is "trt", and the bundle has no plan that fits; or a file of it cannot be
+            read.
     """
-    models = [_python_model(bundle, batch), _onnx_model(bundle, batch)]
-    plan = _trt_model(bundle, batch)
-    if plan is not None:
+    images = _images(bundle.spec)
+    models = [_python_model(bundle, images, batch), _onnx_model(bundle, images, batch)]
+    problem = _plan_problem(bundle)
+    if problem is None:
+        record = bundle.plan("trt", ODIN)
+        assert record is not None
+        plan = _trt_model(bundle, record, batch)
         models.append(plan)
+        if scorer == "trt":
+            images, batch = _images_of_plan(bundle.spec, record), plan.batch
     elif scorer == "trt":
-        raise OdinError(
-            f"bundle {bundle.path} has no fused plan of engine trt: build it on the server's GPU "
-            f"with 'odin-export {bundle.argument} --engine trt --plans fused', or take another "
-            "--triton-scorer"
+        raise OdinError(f"{problem}; or take another --triton-scorer")
+    return [*models, *_ensemble(bundle, scorer, images, batch)]
+
+
+def undecided(bundle: Bundle) -> str | None:
+    """Why there are no decisions, in words; None if there are."""
+    known, spec = bundle.calibration, bundle.spec
+    if known is None:
+        return (
+            "the bundle is not calibrated: run "
+            f"'odin-bench {bundle.argument} --calibrate IN_DATASET'"
         )
-    return [*models, *_ensemble(bundle, scorer, batch)]
+    return known.unlike(spec, spec.temperature, spec.magnitude)
 
 
 def write(folder: Path, models: Sequence[Model]) -> None:
     """Write a repository; it appears whole, or not at all.
 
+    Args:
+        folder: that does not exist, or is empty.
+        models: what it is to hold.
+
     Raises:
         OdinError: there is something at `folder` already, or it cannot be written.
     """
     folder = folder.absolute()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OdinError(f"--triton-repository {folder}: there is something; give a new folder")
     temporary = unused_name(folder)
     try:
+        if folder.is_symlink() or (
+            folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+        ):
+            raise OdinError(f"--triton-repository {folder}: there is something; give a new folder")
         for model in models:
             version = temporary / model.name / "1"
             version.mkdir(parents=True)
@@ -144,243 +208,200 @@ def write(folder: Path, models: Sequence[Model]) -> None:
                 file = version / name
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_bytes(content)
-        if folder.exists():
-            folder.rmdir()
-        temporary.rename(folder)
+        temporary.rename(folder)  # which takes the place of an empty folder, and of nothing else
     except OSError as error:
         raise OdinError(f"cannot write {folder}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _python_model(bundle: Bundle, batch: int) -> Model:
+def _python_model(bundle: Bundle, images: Images, batch: int) -> Model:
     files = {"model.py": _MODEL_PY.encode(), "bundle/odin.json": _read(bundle, "odin.json")}
     files |= {f"bundle/{name}": _read(bundle, name) for name in bundle.files}
-    images = _images(bundle.spec, raw=True)
     return Model(
         "odin_python",
         "python",
-        (images,),
-        tuple(Tensor(name, kind, (1,)) for name, kind in _scores(bundle, decided=True).items()),
+        (images.tensor("images", raw=True),),
+        _numbers(_scores(bundle) | _decisions(bundle)),
         files,
+        batch,
+        _metadata(bundle) | {"engine": "auto", "precision": "", "threads": "0"},
         (
             _batching(),
+            # Of the Python process; the engine inside may be on a GPU.
             "instance_group [ { kind: KIND_CPU count: 1 } ]",
-            _warm_up(images, bundle.spec),
-            'parameters { key: "engine" value { string_value: "auto" } }',
-            'parameters { key: "precision" value { string_value: "" } }',
-            'parameters { key: "threads" value { string_value: "0" } }',
+            images.warm_up(raw=True),
         ),
-        batch,
     )
 
 
-def _onnx_model(bundle: Bundle, batch: int) -> Model:
-    graph = _with_constants(onnx.load(bundle.file(ODIN)), bundle.spec)
-    images = _images(bundle.spec, raw=bundle.spec.input_type == "uint8")
+def _onnx_model(bundle: Bundle, images: Images, batch: int) -> Model:
+    graph = _read(bundle, ODIN)
+    if bundle.spec.tunable:
+        loaded = onnx.load_model_from_string(graph)
+        graph = with_constants(loaded, bundle.spec).SerializeToString()
+    raw = bundle.spec.input_type == "uint8"
+    decision = {DECISION: _DECISIONS[DECISION]} if has_decision(bundle) else {}
     return Model(
         "odin_onnx",
         "onnxruntime",
-        (images,),
-        _graph_outputs(bundle),
-        {"model.onnx": graph.SerializeToString()},
+        (images.tensor("images", raw=raw),),
+        (*_graph_outputs(bundle), *_numbers(decision, reshape=True)),
+        {"model.onnx": graph},
+        batch,
+        _metadata(bundle),
         (
             _batching(),
             "instance_group [ { kind: KIND_AUTO count: 1 } ]",
-            _warm_up(images, bundle.spec),
+            images.warm_up(raw=raw),
         ),
-        batch,
     )
 
 
-def _trt_model(bundle: Bundle, batch: int) -> Model | None:
-    record = bundle.plan("trt", ODIN)
-    if record is None or record.file in bundle.damaged or bundle.spec.tunable:
-        return None
-    images = _images(bundle.spec, raw=bundle.spec.input_type == "uint8")
-    most = min(batch, record.batches[1])
+def _trt_model(bundle: Bundle, record: PlanRecord, batch: int) -> Model:
+    images = _images_of_plan(bundle.spec, record)
+    least, most = record.batches
+    usual = record.profile["images"].optimum[0]
+    raw = bundle.spec.input_type == "uint8"
+    batch = min(batch, most)
     return Model(
         "odin_trt",
         "tensorrt",
-        (images,),
+        (images.tensor("images", raw=raw),),
         _graph_outputs(bundle),
-        {"model.plan": _read(bundle, plan_file(ODIN, "trt"))},
+        {"model.plan": _read(bundle, record.file)},
+        batch,
+        _metadata(bundle) | {"tensorrt": record.version},
         (
-            _batching(),
+            _batching(min(usual, batch)),
             "instance_group [ { kind: KIND_GPU count: 1 } ]",
-            "optimization { cuda { graphs: true } }",
-            _warm_up(images, bundle.spec),
+            *(("optimization { cuda { graphs: true } }",) if images.fixed else ()),
+            images.warm_up(raw=raw, batch=least),
         ),
-        most,
     )
 
 
-def _ensemble(bundle: Bundle, scorer: str, batch: int) -> list[Model]:
+def _plan_problem(bundle: Bundle) -> str | None:
+    """Why there is no odin_trt, and the remedy, in words; None if there is one."""
+    record = bundle.plan("trt", ODIN)
+    build = (
+        "build it on the server's GPU with "
+        f"'odin-export {bundle.argument} --engine trt --plans fused'"
+    )
+    if record is None:
+        return f"bundle {bundle.path} has no fused plan of engine trt: {build}"
+    if record.file in bundle.damaged:
+        return bundle.damaged[record.file]
+    if record.graph_sha256 != bundle.files[ODIN]:
+        return f"{bundle.path / record.file} was built from another {ODIN}: {build}"
+    if bundle.spec.tunable:
+        return (
+            f"the plan of bundle {bundle.path} takes temperature and magnitude, which the server "
+            "would batch: export the model without --tunable, with --engine trt --plans fused"
+        )
+    return None
+
+
+def _ensemble(bundle: Bundle, scorer: str, images: Images, batch: int) -> list[Model]:
     """The ensemble, and the small models that it wants."""
-    spec, calibration = bundle.spec, bundle.calibration
-    raw = _images(spec, raw=True)
-    if scorer == "python":
-        outputs = tuple(_scores(bundle, decided=True))
-        steps = [_step("odin_python", {"images": "images"}, {name: name for name in outputs})]
-        return [_ensemble_model(bundle, raw, steps, decided=True, batch=batch)]
+    spec, decisions = bundle.spec, _decisions(bundle)
+    scores = _scores(bundle)
+    raw = images.tensor("images", raw=True)
     helpers: list[Model] = []
-    steps = []
-    images = "images"
-    if spec.input_type == "float32":
-        helpers.append(_prepare_model(spec, batch))
-        steps.append(_step("odin_prepare", {"images": "images"}, {"normalised": "normalised"}))
-        images = "normalised"
-    names = tuple(_scores(bundle, decided=False))
-    steps.append(_step(f"odin_{scorer}", {"images": images}, {name: name for name in names}))
-    if calibration is not None:
-        helpers.append(_decide_model(calibration, batch))
-        steps.append(_step("odin_decide", {"score": "score"}, {"is_ood": "is_ood"}))
-    return [*helpers, _ensemble_model(bundle, raw, steps, decided=False, batch=batch)]
+    steps: list[str] = []
+    source = "images"
+    if scorer != "python" and spec.input_type == "float32":
+        source = "normalised"
+        graph = {"model.onnx": prepare_graph(spec).SerializeToString()}
+        made = (images.tensor("normalised", raw=False),)
+        helpers.append(_helper("odin_prepare", (raw,), made, graph, batch))
+        steps.append(_step("odin_prepare", {"images": "images"}, ["normalised"]))
+    given = scores | decisions if scorer == "python" else scores
+    steps.append(_step(f"odin_{scorer}", {"images": source}, given))
+    if scorer != "python" and decisions:
+        assert bundle.calibration is not None
+        graph = {"model.onnx": decide_graph(bundle.calibration).SerializeToString()}
+        taken = (Tensor("score", "FP32", (1,)),)
+        helpers.append(_helper("odin_decide", taken, _numbers(decisions), graph, batch))
+        steps.append(_step("odin_decide", {"score": "score"}, decisions))
+    scheduling = "ensemble_scheduling { step [\n  " + ",\n  ".join(steps) + "\n] }"
+    whole = Model(
+        "odin",
+        "",
+        (raw,),
+        _numbers(scores | decisions),
+        {},
+        batch,
+        _metadata(bundle),
+        (scheduling,),
+    )
+    return [*helpers, whole]
 
 
-def _ensemble_model(
-    bundle: Bundle, images: Tensor, steps: Sequence[str], *, decided: bool, batch: int
+def _helper(
+    name: str,
+    inputs: tuple[Tensor, ...],
+    outputs: tuple[Tensor, ...],
+    files: Mapping[str, bytes],
+    batch: int,
 ) -> Model:
-    kinds = _scores(bundle, decided)
-    if bundle.calibration is not None:
-        kinds["is_ood"] = _DECISIONS["is_ood"]
-    outputs = tuple(Tensor(name, kind, (1,)) for name, kind in kinds.items())
-    scheduling = "ensemble_scheduling { step [ " + ", ".join(steps) + " ] }"
-    return Model("odin", "", (images,), outputs, {}, (scheduling,), batch)
+    """A model so small that waiting for more work, or a copy to a GPU, would take longer."""
+    more = ("dynamic_batching { }", "instance_group [ { kind: KIND_CPU count: 1 } ]")
+    return Model(name, "onnxruntime", inputs, outputs, files, batch, {}, more)
 
 
-def _prepare_model(spec: Spec, batch: int) -> Model:
-    return Model(
-        "odin_prepare",
-        "onnxruntime",
-        (_images(spec, raw=True),),
-        (Tensor("normalised", "FP32", _dims(spec, raw=False)),),
-        {"model.onnx": _prepare_graph(spec).SerializeToString()},
-        (_batching(),),
-        batch,
-    )
+def _images(spec: Spec) -> Images:
+    return Images(spec.channels, spec.height, spec.width)
 
 
-def _decide_model(calibration: Calibration, batch: int) -> Model:
-    return Model(
-        "odin_decide",
-        "onnxruntime",
-        (Tensor("score", "FP32", (1,)),),
-        (Tensor("is_ood", "BOOL", (1,)),),
-        {"model.onnx": _decide_graph(calibration.threshold).SerializeToString()},
-        (_batching(),),
-        batch,
-    )
+def _images_of_plan(spec: Spec, record: PlanRecord) -> Images:
+    limits = record.profile["images"]
+    first = 1 if spec.input_type == "uint8" else 2
+    height, width = ((limits.minimum[axis], limits.maximum[axis]) for axis in (first, first + 1))
+    return Images(spec.channels, height, width)
 
 
-def _prepare_graph(spec: Spec) -> onnx.ModelProto:
-    """uint8 (N, H, W, C) -> (pixel / 255 - mean) / std, float32 (N, C, H, W)."""
-    column = (1, spec.channels, 1, 1)
-    scale = 1 / (255 * np.asarray(spec.std))
-    offset = np.asarray(spec.mean) / np.asarray(spec.std)
-    constants = {"scale": scale, "offset": offset}
-    nodes = [
-        helper.make_node("Cast", ["images"], ["float"], to=TensorProto.FLOAT),
-        helper.make_node("Transpose", ["float"], ["planes"], perm=[0, 3, 1, 2]),
-        helper.make_node("Mul", ["planes", "scale"], ["scaled"]),
-        helper.make_node("Sub", ["scaled", "offset"], ["normalised"]),
-    ]
-    return _model(
-        nodes,
-        [_value("images", TensorProto.UINT8, ["N", "H", "W", spec.channels])],
-        [_value("normalised", TensorProto.FLOAT, ["N", spec.channels, "H", "W"])],
-        {
-            name: np.asarray(values, np.float32).reshape(column)
-            for name, values in constants.items()
-        },
-    )
-
-
-def _decide_graph(threshold: float) -> onnx.ModelProto:
-    """score (N, 1) -> whether it is below the threshold, or no number."""
-    nodes = [
-        helper.make_node("GreaterOrEqual", ["score", "threshold"], ["in"]),
-        helper.make_node("Not", ["in"], ["is_ood"]),
-    ]
-    return _model(
-        nodes,
-        [_value("score", TensorProto.FLOAT, ["N", 1])],
-        [_value("is_ood", TensorProto.BOOL, ["N", 1])],
-        {"threshold": np.float32(threshold)},
-    )
-
-
-def _model(
-    nodes: Sequence[onnx.NodeProto],
-    inputs: Sequence[onnx.ValueInfoProto],
-    outputs: Sequence[onnx.ValueInfoProto],
-    constants: Mapping[str, np.ndarray],
-) -> onnx.ModelProto:
-    stored = [numpy_helper.from_array(np.asarray(v), name) for name, v in constants.items()]
-    graph = helper.make_graph(nodes, "odin", inputs, outputs, stored)
-    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    onnx.checker.check_model(made, full_check=True)
-    return made
-
-
-def _value(name: str, kind: int, shape: Sequence[int | str]) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(name, kind, shape)
-
-
-def _with_constants(graph: onnx.ModelProto, spec: Spec) -> onnx.ModelProto:
-    """A tunable graph with the bundle's own settings: Triton batches every input."""
-    for name in ("temperature", "magnitude") if spec.tunable else ():
-        found = next(value for value in graph.graph.input if value.name == name)
-        graph.graph.input.remove(found)
-        value = np.asarray(getattr(spec, name), np.float32)
-        graph.graph.initializer.append(numpy_helper.from_array(value, name))
-    return graph
-
-
-def _images(spec: Spec, *, raw: bool) -> Tensor:
-    return Tensor("images", "UINT8" if raw else "FP32", _dims(spec, raw=raw))
-
-
-def _dims(spec: Spec, *, raw: bool) -> tuple[int, ...]:
-    sides = [least if least == most else -1 for least, most in (spec.height, spec.width)]
-    return (*sides, spec.channels) if raw else (spec.channels, *sides)
-
-
-def _scores(bundle: Bundle, decided: bool) -> dict[str, str]:
+def _scores(bundle: Bundle) -> dict[str, str]:
     """Types of the outputs that are a number an image, by name."""
-    kinds = {name: _TYPES[name] for name in ("score", "baseline", "label")}
-    kinds |= dict.fromkeys(bundle.spec.scores, "FP32")
-    return kinds | (_DECISIONS if decided and bundle.calibration is not None else {})
+    return _TYPES | dict.fromkeys(bundle.spec.scores, "FP32")
+
+
+def _decisions(bundle: Bundle) -> dict[str, str]:
+    return {} if undecided(bundle) else dict(_DECISIONS)
+
+
+def _numbers(kinds: Mapping[str, str], *, reshape: bool = False) -> tuple[Tensor, ...]:
+    return tuple(Tensor(name, kind, (1,), reshape) for name, kind in kinds.items())
 
 
 def _graph_outputs(bundle: Bundle) -> tuple[Tensor, ...]:
-    numbers = _scores(bundle, decided=False).items()
-    return (
-        *(Tensor(name, kind, (1,), reshape=True) for name, kind in numbers),
-        Tensor("logits", _TYPES["logits"], (bundle.spec.classes,)),
-    )
+    logits = Tensor("logits", "FP32", (bundle.spec.classes,))
+    return (*_numbers(_scores(bundle), reshape=True), logits)
 
 
-def _batching() -> str:
-    return f"dynamic_batching {{ max_queue_delay_microseconds: {_DELAY_MICROSECONDS} }}"
+def _metadata(bundle: Bundle) -> dict[str, str]:
+    known = {f"odin.{name}": str(getattr(bundle.spec, name)) for name in _METADATA}
+    if bundle.calibration is not None:
+        known["odin.threshold"] = repr(bundle.calibration.threshold)
+        known["odin.calibrated_with"] = bundle.calibration.dataset
+    return known
 
 
-def _warm_up(images: Tensor, spec: Spec) -> str:
-    """One image of zeros before the model is ready; of the smallest size, where several are."""
-    sides = (spec.height[0], spec.width[0])
-    dims = (*sides, spec.channels) if images.kind == "UINT8" else (spec.channels, *sides)
-    shape = ", ".join(map(str, dims))
-    return (
-        'model_warmup [ { name: "one image" batch_size: 1 inputs { key: "images" value { '
-        f"data_type: TYPE_{images.kind} dims: [ {shape} ] zero_data: true }} }} }} ]"
-    )
+def _batching(preferred: int | None = None) -> str:
+    """Requests that come together are computed together."""
+    sizes = "" if preferred is None else f"preferred_batch_size: [ {preferred} ] "
+    return f"dynamic_batching {{ {sizes}max_queue_delay_microseconds: {_DELAY_MICROSECONDS} }}"
 
 
-def _step(model: str, inputs: Mapping[str, str], outputs: Mapping[str, str]) -> str:
+def _step(model: str, inputs: Mapping[str, str], outputs: Sequence[str] | Mapping[str, str]) -> str:
     maps = [f'input_map {{ key: "{key}" value: "{value}" }}' for key, value in inputs.items()]
-    maps += [f'output_map {{ key: "{key}" value: "{value}" }}' for key, value in outputs.items()]
+    maps += [f'output_map {{ key: "{name}" value: "{name}" }}' for name in outputs]
     return f'{{ model_name: "{model}" model_version: -1 {" ".join(maps)} }}'
 
 
 def _read(bundle: Bundle, name: str) -> bytes:
-    return (bundle.path / name).read_bytes()
+    file = bundle.path / name
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise OdinError(f"cannot read {file}: {error.strerror or error}") from error

@@ -18,7 +18,8 @@ import numpy as np
 
 from odin_engines.calibration import Calibration
 from odin_engines.errors import OdinError
-from odin_runtime.scorer import Scorer, Scores
+from odin_runtime.scorer import Scorer
+from odin_runtime.scores import Scores
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _SHARES = (0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
@@ -48,7 +49,7 @@ class ServiceMetrics:
         registry: of prometheus_client; None for its own default.
 
     Raises:
-        OdinError: prometheus_client is not installed.
+        OdinError: prometheus_client is not installed, or the registry has such metrics already.
     """
 
     def __init__(self, scorer: Scorer, registry: Any = None) -> None:
@@ -62,7 +63,13 @@ class ServiceMetrics:
         model = scorer.spec.model
 
         def made(kind: Any, name: str, text: str, **more: Any) -> Any:
-            return kind(f"odin_{name}", text, ["model"], **more, **place).labels(model)
+            try:
+                return kind(f"odin_{name}", text, ["model"], **more, **place).labels(model)
+            except ValueError as error:
+                raise OdinError(
+                    f"odin_{name} is among the registry's metrics already: make one "
+                    "ServiceMetrics a process, or give each a registry of its own"
+                ) from error
 
         counter, histogram = prometheus.Counter, prometheus.Histogram
         self._requests = made(counter, "requests", "Requests answered with scores.")
@@ -90,7 +97,7 @@ class ServiceMetrics:
 
     def _take(self, scores: Scores) -> None:
         self._images.inc(len(scores))
-        for value in scores.score.tolist():
+        for value in scores.score[np.isfinite(scores.score)].tolist():  # NaN would spoil the sum
             self._scores.observe(value)
         if not isinstance(scores.calibration, str):
             self._flagged.inc(int(scores.is_ood.sum()))

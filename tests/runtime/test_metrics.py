@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -86,6 +90,25 @@ def test_scores_that_are_no_numbers_do_not_spoil_the_sum(scorer: Scorer, registr
     assert registry.get_sample_value("odin_images_total", LABEL) == 3
     assert registry.get_sample_value("odin_score_count", LABEL) == 2
     assert np.isfinite(registry.get_sample_value("odin_score_sum", LABEL))
+
+
+def test_the_page_on_serving(scorer: Scorer, registry: Any, tmp_path: Path) -> None:
+    """Its service, as written, in a process of its own: it is told to the registry of all."""
+    del registry  # which says whether prometheus_client is here
+    page = (Path(__file__).parents[2] / "docs" / "serving.md").read_text("utf-8")
+    service = page.split("## A service of one's own")[1].split("```python\n")[1].split("```")[0]
+    (tmp_path / "my-bundle").symlink_to(scorer.bundle.path)
+    program = f"""{service}
+import numpy, prometheus_client
+assert len(answer(numpy.zeros((3, 32, 32, 3), numpy.uint8))) == 3
+print(prometheus_client.REGISTRY.get_sample_value("odin_images_total", {LABEL}))
+"""
+    command = [sys.executable, "-c", program]
+    paths = {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | paths, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout == "3.0\n", done.stderr
 
 
 def test_a_second_one_in_a_registry_is_refused(scorer: Scorer, registry: Any) -> None:
