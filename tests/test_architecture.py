@@ -36,12 +36,18 @@ HEAVY = (
     "pycuda",
     "sklearn",
     "matplotlib",
+    "ray",
+    "starlette",
+    "prometheus_client",
+    "pyarrow",
 )
 LIGHT_MODULES = (
     "odin_runtime",
     "odin_runtime.driver",
     "odin_runtime.scorer",
     "odin_runtime.score_cli",
+    "odin_runtime.ray",
+    "odin_runtime.metrics",
     "odin_runtime.gpu_scorer",
     "odin_runtime.gpu_results",
     "odin_runtime.gpu_dlpack",
