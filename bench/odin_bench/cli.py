@@ -51,6 +51,11 @@ def _bench(parsed: argparse.Namespace) -> int:
         from odin_bench.throughput_cli import run
 
         return run(parsed, partial(_bundle, parsed, engine), partial(_scorer, parsed))
+    if parsed.calibrate:
+        from odin_bench.calibrate_cli import calibrate, check_is_bundle
+
+        check_is_bundle(parsed.nn or parsed.model)
+        return calibrate(parsed, _bundle(parsed, engine), partial(_scorer, parsed))
     if parsed.scaling:
         from odin_bench.scale_cli import scale
 

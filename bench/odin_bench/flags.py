@@ -28,6 +28,8 @@ examples:
         what can score here; for each engine that cannot, what it lacks
   odin-bench densenet10 --magnitude 0:0.004:21 --temperature 1,2,5,10,100,1000 --out-dataset SVHN
         every pair, at the cost of what differs between them; which to take, and what it comes to
+  odin-bench my-bundle --calibrate cifar10 --tpr 0.95
+        a threshold that 95 % of these images pass, written into the bundle
   odin-bench densenet10 --throughput --batch-sizes 1,64 --json speed.json
         how fast each engine scores, in images a second, in forward passes and beside PyTorch
   odin-bench densenet10 --profile --engine ort
@@ -61,6 +63,7 @@ _OF_SPEED = {
     "end_to_end": ("throughput",),
     "images": ("scaling",),
 }
+_OF_CALIBRATION = ("data", "crop", "resize", "limit")
 _OF_ROUNDS = ("batch_sizes", "seconds", "torch_compile")
 _OF_SCORING = (
     *("in_dataset", "out_dataset", "data", "crop", "resize", "limit"),
@@ -69,6 +72,7 @@ _OF_SCORING = (
 BATCH_SIZES = (1, 8, 64)
 IMAGES = (1000, 4000, 16000)
 SECONDS = 20.0
+DEFAULT_TPR = 0.95
 
 
 def parser() -> argparse.ArgumentParser:
@@ -92,6 +96,7 @@ def parser() -> argparse.ArgumentParser:
     _add_model_options(model)
     _add_data_options(whole.add_argument_group("on what images"))
     _add_result_options(whole.add_argument_group("how, and what comes out"))
+    _add_calibration_options(whole.add_argument_group("where to draw the line, instead"))
     _add_speed_options(whole.add_argument_group("how fast, in place of how well", _SPEED))
     return whole
 
@@ -102,17 +107,21 @@ def check_mode(parsed: argparse.Namespace) -> None:
     Raises:
         OdinError: naming it, and the flag that it goes with.
     """
-    every = ("throughput", "profile", "opening", "scaling")
+    every = ("throughput", "profile", "opening", "scaling", "calibrate")
     modes = {mode for mode in every if getattr(parsed, mode)}
-    for other in sorted(modes - {"scaling"}) if parsed.scaling else ():
-        raise OdinError(f"--scaling is a run of its own; leave out --{other}")
+    for alone in ("scaling", "calibrate"):
+        for other in sorted(modes - {alone}) if alone in modes else ():
+            raise OdinError(f"--{alone} is a run of its own; leave out --{other}")
     default = parser().get_default
     given = {name for name in vars(parsed) if getattr(parsed, name) != default(name)}
     for name in sorted(given & set(_OF_SPEED)):
         if not modes & set(_OF_SPEED[name]):
             wanted = " or ".join(f"--{mode}" for mode in _OF_SPEED[name])
             raise OdinError(f"{_flag(name)} goes with {wanted}; add it")
-    for name in sorted(given & set(_OF_SCORING)) if modes else ():
+    if "tpr" in given and not parsed.calibrate:
+        raise OdinError("--tpr goes with --calibrate; add it")
+    allowed = set(_OF_CALIBRATION) if parsed.calibrate else set()
+    for name in sorted(given & set(_OF_SCORING) - allowed) if modes else ():
         raise OdinError(
             f"{_flag(name)} is of scoring sets of images; leave it out with --{max(modes)}"
         )
@@ -180,6 +189,24 @@ def _add_data_options(group: argparse._ArgumentGroup) -> None:
         default=9000,
         help="at most N images a side, after the 1,000 that the release leaves for tuning "
         "(default: %(default)s)",
+    )
+
+
+def _add_calibration_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--calibrate",
+        metavar="IN_DATASET",
+        help="score these in-distribution images, which the network was not trained on, and write "
+        "the threshold below which an image is out-of-distribution into the bundle, with its "
+        "confidence interval and the quantiles of the scores",
+    )
+    group.add_argument(
+        "--tpr",
+        type=_share,
+        metavar="P",
+        default=DEFAULT_TPR,
+        help="share of in-distribution images that are to pass the threshold (default: "
+        "%(default)g)",
     )
 
 
@@ -331,6 +358,16 @@ def _seconds(text: str) -> float:
     if not 0 < seconds <= 86400:
         raise argparse.ArgumentTypeError(f"{text!r}: give a number of seconds above 0, to 86400")
     return seconds
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = 0.0
+    if not 0 < share < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a number between 0 and 1, as 0.95")
+    return share
 
 
 def _positive(text: str) -> int:

@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from odin_engines.calibration import Calibration, as_json, read_calibration
 from odin_engines.errors import OdinError
-from odin_engines.files import sha256, unused_name
+from odin_engines.files import replacing, sha256, unused_name
 from odin_engines.plan_records import PLAN_SUFFIX, PlanRecord, read_records
 from odin_engines.spec import SCHEMA, Spec
 
@@ -44,6 +45,7 @@ class Bundle:
         plans: what is said of those of the files that are plans.
         damaged: why plans and graphs for one engine cannot be used, by file; they can be built
             again from the other graphs.
+        calibration: what is known of its scores on in-distribution images.
     """
 
     path: Path
@@ -51,6 +53,7 @@ class Bundle:
     files: dict[str, str]
     plans: tuple[PlanRecord, ...] = ()
     damaged: Mapping[str, str] = field(default_factory=dict)
+    calibration: Calibration | None = None
 
     @property
     def argument(self) -> str:
@@ -130,16 +133,22 @@ def read_bundle(path: Path) -> Bundle:
         )
     description = _read_description(path / DESCRIPTION)
     files, damaged = _verified_files(path, description.pop("files", None))
+    entry = description.pop("calibration", None)
     try:
         plans = read_records(description.pop("plans", None), {*files, *damaged})
+        spec = _spec(path / DESCRIPTION, description)
+        calibration = read_calibration(entry, spec.threshold)
     except ValueError as error:
         raise OdinError(f"{path / DESCRIPTION}: {error}; {_RE_EXPORT}") from error
-    spec = _spec(path / DESCRIPTION, description)
-    return Bundle(path, spec, files, plans, damaged)
+    return Bundle(path, spec, files, plans, damaged, calibration)
 
 
 def write_bundle(
-    path: Path, spec: Spec, contents: Mapping[str, bytes], plans: tuple[PlanRecord, ...] = ()
+    path: Path,
+    spec: Spec,
+    contents: Mapping[str, bytes],
+    plans: tuple[PlanRecord, ...] = (),
+    calibration: Calibration | None = None,
 ) -> Bundle:
     """Write a bundle; it appears at `path` whole, or not at all.
 
@@ -148,20 +157,38 @@ def write_bundle(
         spec: what `odin.json` is to say.
         contents: of each file, graph or plan, by name.
         plans: what `odin.json` is to say of the plans.
+        calibration: what it is to say of the scores; None for nothing.
 
     Raises:
         OdinError: `path` holds something else, or cannot be written.
     """
     path = path.absolute()
+    if calibration is not None:
+        spec = dataclasses.replace(spec, threshold=calibration.threshold)
     temporary = _folder_beside(path)
     try:
-        files = _write_files(temporary, spec, contents, plans)
+        files = _write_files(temporary, spec, contents, plans, calibration)
         _take_place(temporary, path)
     except OSError as error:
         raise OdinError(f"cannot write {path}: {error.strerror}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return Bundle(path, spec, files, plans)
+    return Bundle(path, spec, files, plans, calibration=calibration)
+
+
+def write_calibration(bundle: Bundle, calibration: Calibration) -> Bundle:
+    """Put a calibration into a bundle on disk, whose files stay as they are.
+
+    Raises:
+        OdinError: its description cannot be read any more, or not be written.
+    """
+    file = bundle.path / DESCRIPTION
+    description = {"schema": SCHEMA, **_read_description(file)}
+    description |= {"threshold": calibration.threshold, "calibration": as_json(calibration)}
+    with replacing(file) as temporary:
+        temporary.write_text(_text(description), encoding="utf-8")
+    spec = dataclasses.replace(bundle.spec, threshold=calibration.threshold)
+    return dataclasses.replace(bundle, spec=spec, calibration=calibration)
 
 
 def check_output(path: Path) -> None:
@@ -208,7 +235,11 @@ def _others(path: Path) -> list[str]:
 
 
 def _write_files(
-    folder: Path, spec: Spec, contents: Mapping[str, bytes], plans: tuple[PlanRecord, ...]
+    folder: Path,
+    spec: Spec,
+    contents: Mapping[str, bytes],
+    plans: tuple[PlanRecord, ...],
+    calibration: Calibration | None,
 ) -> dict[str, str]:
     entries = {}
     for name, content in contents.items():
@@ -217,9 +248,14 @@ def _write_files(
     description = {"schema": SCHEMA, **dataclasses.asdict(spec), "files": entries}
     if plans:
         description["plans"] = [dataclasses.asdict(record) for record in plans]
-    text = json.dumps(description, indent=1, allow_nan=False) + "\n"
-    (folder / DESCRIPTION).write_text(text, encoding="utf-8")
+    if calibration is not None:
+        description["calibration"] = as_json(calibration)
+    (folder / DESCRIPTION).write_text(_text(description), encoding="utf-8")
     return {name: str(entry["sha256"]) for name, entry in entries.items()}
+
+
+def _text(description: Mapping[str, Any]) -> str:
+    return json.dumps(description, indent=1, allow_nan=False) + "\n"
 
 
 def _take_place(temporary: Path, path: Path) -> None:

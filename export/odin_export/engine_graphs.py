@@ -73,4 +73,6 @@ def add_own_graph(bundle: Bundle, engine: str, target: Path | None = None) -> Bu
     contents.pop(own_odin(engine), None)
     contents |= own_graph(engine, contents[ODIN])
     contents |= {plan.file: bundle.file(plan.file).read_bytes() for plan in bundle.plans}
-    return write_bundle(target or bundle.path, bundle.spec, contents, bundle.plans)
+    return write_bundle(
+        target or bundle.path, bundle.spec, contents, bundle.plans, bundle.calibration
+    )

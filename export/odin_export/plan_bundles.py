@@ -83,7 +83,9 @@ def add_plans(
     if target is None and plans.records == bundle.plans and maker.reused == set(plans.contents):
         return bundle, maker.reused
     contents = graphs | plans.contents
-    written = write_bundle(target or bundle.path, bundle.spec, contents, plans.records)
+    written = write_bundle(
+        target or bundle.path, bundle.spec, contents, plans.records, bundle.calibration
+    )
     return written, maker.reused
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ import numpy as np
 from odin_engines import engine as engines
 from odin_engines.batches import parts
 from odin_engines.bundle import Bundle, read_bundle
+from odin_engines.calibration import Calibration
 from odin_engines.engine import Session, Tuning, cache_folder
 from odin_engines.errors import OdinError
 from odin_engines.spec import Precision, Spec
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from odin_runtime.gpu_scorer import GpuSession
 
 STREAM_MEMORY = 2 << 30
+_SEVERAL = "scores of several magnitudes have no threshold in common; score with one"
 
 
 @dataclass(frozen=True)
@@ -38,12 +41,39 @@ class Scores:
         label: the predicted class, int64 (N,).
         extra: the further scores that the bundle was exported with (--scores), float32 (N,) each,
             by name.
+        calibration: which tells what the scores mean, or why there is none, in words.
     """
 
     score: np.ndarray
     baseline: np.ndarray
     label: np.ndarray
     extra: dict[str, np.ndarray] = field(default_factory=dict)
+    calibration: Calibration | str = "the scores are of no bundle"
+
+    @property
+    def is_ood(self) -> np.ndarray:
+        """Whether each image is out-of-distribution, by the bundle's threshold: bool (N,).
+
+        Raises:
+            OdinError: the bundle is not calibrated, or for other scores than these.
+        """
+        return self._calibrated().is_ood(self.score)
+
+    @property
+    def percentile(self) -> np.ndarray:
+        """Of images like those of the calibration, about this share scores lower: float64 (N,).
+
+        A p-value (`Calibration.percentile`): small where the image is unlike them.
+
+        Raises:
+            OdinError: as `is_ood`.
+        """
+        return self._calibrated().percentile(self.score)
+
+    def _calibrated(self) -> Calibration:
+        if isinstance(self.calibration, str):
+            raise OdinError(self.calibration)
+        return self.calibration
 
     def __len__(self) -> int:
         return len(self.label)
@@ -51,7 +81,13 @@ class Scores:
     def first(self, count: int) -> Scores:
         """Those of the first `count` images."""
         extra = {name: values[:count] for name, values in self.extra.items()}
-        return Scores(self.score[..., :count], self.baseline[:count], self.label[:count], extra)
+        return Scores(
+            self.score[..., :count],
+            self.baseline[:count],
+            self.label[:count],
+            extra,
+            self.calibration,
+        )
 
 
 @dataclass(frozen=True)
@@ -161,6 +197,9 @@ class Scorer:
                 batch_size = session.pipeline.batch_size
             else:
                 session = engines.open_graph(name, opened.odin(name), precision, tuning)
+        drift = opened.calibration and opened.calibration.drift(name, precision)
+        if drift:
+            warnings.warn(drift, stacklevel=2)
         if batch_size is None:
             batch_size = engines.images_at_once(name, precision, opened.spec.activation_bytes)
         if memory is None:
@@ -202,7 +241,9 @@ class Scorer:
             placed = gpu.placed(images)
             _check_placed(placed, self.spec)
             results = gpu.score(placed, temperature, wanted, progress)
-            return Scores(**self._fields(results, several=magnitudes is not None))
+            several = magnitudes is not None
+            known = _SEVERAL if several else self.calibration(temperature, magnitude)
+            return Scores(**self._fields(results, several), calibration=known)
         if magnitudes is not None:
             raise OdinError(
                 f"engine {self.engine} takes one magnitude at a time: score once for each, or use "
@@ -222,7 +263,26 @@ class Scorer:
             _joined(found, "baseline", np.float32),
             _joined(found, "label", np.int64),
             {name: _joined(found, name, np.float32) for name in self._extra_names()},
+            self.calibration(temperature, magnitude),
         )
+
+    def calibration(
+        self, temperature: float | None = None, magnitude: float | None = None
+    ) -> Calibration | str:
+        """What tells the meaning of scores made so, or why there is nothing, in words.
+
+        Args:
+            temperature, magnitude: None takes the bundle's.
+        """
+        known = self.bundle.calibration
+        if known is None:
+            return (
+                f"bundle {self.bundle.path} is not calibrated, so there is no threshold: run "
+                f"'odin-bench {self.bundle.argument} --calibrate IN_DATASET'"
+            )
+        temperature = self.spec.temperature if temperature is None else temperature
+        magnitude = self.spec.magnitude if magnitude is None else magnitude
+        return known.unlike(self.spec, temperature, magnitude) or known
 
     def _outputs(
         self, images: np.ndarray, scalars: dict[str, np.ndarray]

@@ -1,0 +1,95 @@
+"""odin-bench --calibrate: scores in-distribution images and puts the threshold into the bundle."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from odin_bench import sets
+from odin_bench.calibrate import calibration_of, check_count, held_out
+from odin_bench.datasets import Dataset
+from odin_bench.report import environment, write_json
+from odin_bench.tables import display_name
+from odin_bench.terminal import progress_bar, say
+from odin_engines.bundle import Bundle, is_bundle, write_calibration
+from odin_engines.calibration import Calibration, as_json
+from odin_engines.errors import OdinError
+from odin_runtime import Scorer
+
+
+def calibrate(
+    parsed: argparse.Namespace, bundle: Bundle, open_scorer: Callable[[Bundle], Scorer]
+) -> int:
+    """Score the images, write the calibration, and print it; return the exit status.
+
+    Args:
+        parsed: of `flags.parser`, checked by `flags.check_mode`.
+        bundle: of the user's own.
+        open_scorer: opens it as the flags say.
+
+    Raises:
+        OdinError: the set does not fit, or is too small.
+    """
+    found = _images(parsed, bundle)
+    scaled = sets.size(parsed, bundle.spec, found, say)
+    images = held_out(found, parsed.limit)
+    check_count(len(images), parsed.tpr)
+    with open_scorer(bundle) as scorer:
+        scores = _scores(scorer, images, scaled)
+        calibration = calibration_of(scorer, scores, images, parsed.tpr, _pixels(parsed, scaled))
+    written = write_calibration(bundle, calibration)
+    print(_as_text(calibration, images, written))
+    if parsed.json:
+        content = {"threshold": calibration.threshold, **as_json(calibration)}
+        write_json(parsed.json, {"schema": 1, "calibration": content, "environment": environment()})
+    return 0
+
+
+def check_is_bundle(name: str | None) -> None:
+    """Check that what is to be calibrated is a bundle of the user's own.
+
+    Raises:
+        OdinError: it is a network's name, which stands for a bundle in the cache.
+    """
+    if name is None or not is_bundle(Path(name)):
+        model = name or "densenet10"
+        raise OdinError(
+            f"--calibrate writes into a bundle, and {model} is none: give the folder of one, made "
+            f"by 'odin-export {model} --output DIR'"
+        )
+
+
+def _images(parsed: argparse.Namespace, bundle: Bundle) -> Dataset:
+    parsed.in_dataset = parsed.calibrate
+    return sets.in_set(parsed, bundle.spec)
+
+
+def _scores(scorer: Scorer, images: Dataset, scaled: tuple[int, int] | None) -> np.ndarray:
+    pixels = images.resized(*scaled) if scaled else images
+    with progress_bar(f"{images.name}", len(images), unit="image") as bar:
+        return scorer.score(pixels.images, progress=bar.update).score
+
+
+def _pixels(parsed: argparse.Namespace, scaled: tuple[int, int] | None) -> str:
+    steps = []
+    if parsed.crop:
+        steps.append(f"larger images cropped to the inner {parsed.crop}x{parsed.crop}")
+    if scaled:
+        steps.append(f"scaled to {scaled[0]}x{scaled[1]}, bilinearly")
+    return "; ".join(steps) or "as they are"
+
+
+def _as_text(found: Calibration, images: Dataset, bundle: Bundle) -> str:
+    name = display_name(found.dataset)
+    low, high = found.interval
+    return (
+        f"{bundle.path}: threshold {found.threshold:.9g}, 95 % interval [{low:.9g}, {high:.9g}]\n"
+        f"  accepts {100 * found.tpr:g} % of {found.images:,} images of {name} ({images.source}), "
+        f"{found.pixels}\n"
+        f"  engine {found.engine}, {found.precision}, {found.method}, temperature "
+        f"{found.temperature:g}, magnitude {found.magnitude:g}\n"
+        f"  next: odin-score {bundle.argument} PATH... --output scores.csv"
+    )
