@@ -20,10 +20,10 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from odin_bench import image_files
 from odin_engines.errors import OdinError
 from odin_engines.files import user_cache
 from odin_engines.packages import install_command
+from odin_runtime import image_files
 
 Role = Literal["in", "out"]
 

@@ -29,9 +29,9 @@ from typing import IO
 import numpy as np
 from tqdm import tqdm
 
-from odin_bench.image_files import decode_rgb
 from odin_engines.errors import OdinError
 from odin_engines.files import replacing
+from odin_runtime.image_files import decode_rgb
 
 Arrays = tuple[np.ndarray, np.ndarray]
 

@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from odin_bench import image_files
 from odin_bench.evaluation import size_to_scale_to
 from odin_engines.errors import OdinError
-from odin_runtime import Scorer
+from odin_runtime import Scorer, image_files
 from odin_runtime.images import check_images, normalised
 from odin_runtime.scorer import PLAN_ENGINES
 

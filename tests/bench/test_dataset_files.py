@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from bench.image_sets import pictures, write_png
-from odin_bench import image_files
 from odin_bench.datasets import load
 from odin_engines.errors import OdinError
+from odin_runtime import image_files
 
 pytestmark = pytest.mark.usefixtures("alone")
 
