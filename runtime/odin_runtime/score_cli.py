@@ -61,7 +61,8 @@ def _parser() -> argparse.ArgumentParser:
         "paths",
         nargs="+",
         metavar="PATH",
-        help="image files, folders, globs, .npz files, tar archives; - for a list on standard input",
+        help="image files, folders, globs, .npz files, tar archives, or - for a list of them on "
+        "standard input",
     )
     parser.add_argument(
         "--output",

@@ -141,7 +141,7 @@ def _skip(items: Iterator[Item], journal: Journal) -> None:
         name = None if item is None else item.name
         if name != row["path"]:
             raise OdinError(
-                f"{journal.path} goes on with {row['path']}, where there is now {name or 'nothing'}"
-                f": the images are not those of the run that was interrupted; remove {journal.path} "
-                "to start anew"
+                f"{journal.path} has a row of {row['path']} where the images now have "
+                f"{name or 'no more'}: they are not those of the run that was interrupted; remove "
+                "it to start anew"
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import io
 import tarfile
 import zlib
@@ -45,12 +44,12 @@ def check_paths(paths: Iterable[str]) -> None:
     for path in paths:
         if path == LIST or Path(path).exists():
             continue
-        if not glob.has_magic(path):
+        if not _is_glob(path):
             raise OdinError(
                 f"{path} does not exist; give image files, folders, globs, .npz files, tar "
                 f"archives, or {LIST} for a list of paths on standard input"
             )
-        if next(glob.iglob(path, recursive=True), None) is None:
+        if not _matches(path):
             raise OdinError(f"{path} matches nothing; quote a glob so that ** works, and check it")
 
 
@@ -66,12 +65,22 @@ def items(paths: Iterable[str], listed: Iterable[str]) -> Iterator[Item]:
     for path in paths:
         if path == LIST:
             yield from items((line for each in listed if (line := each.rstrip("\r\n"))), ())
-        elif glob.has_magic(path) and not Path(path).exists():
-            for found in sorted(glob.iglob(path, recursive=True)):
-                if not Path(found).is_dir():  # what lies in it matches by itself, or is not meant
-                    yield from _at(Path(found))
+        elif _is_glob(path) and not Path(path).exists():
+            for found in _matches(path):
+                yield from _at(found)
         else:
             yield from _at(Path(path))
+
+
+def _is_glob(path: str) -> bool:
+    return any(mark in path for mark in "*?[")
+
+
+def _matches(pattern: str) -> list[Path]:
+    """The files that match; what lies in a folder matches by itself, or is not meant."""
+    anchor = Path(Path(pattern).anchor)
+    found = anchor.glob(str(Path(pattern).relative_to(anchor)))
+    return sorted(path for path in found if path.is_file())
 
 
 def _at(path: Path) -> Iterator[Item]:
