@@ -264,7 +264,7 @@ def test_a_run_that_is_killed_goes_on(
         process.communicate()
     assert killed
     last = started(bundle, "s.csv", "--resume")
-    out, err = last.communicate(timeout=120)
+    _, err = last.communicate(timeout=120)
     assert last.returncode == 0, err
     assert Path("s.csv").read_bytes() == Path("whole.csv").read_bytes()
     assert not list(Path.cwd().glob("*.partial"))
