@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from odin_engines import command
 from odin_engines.bundle import Bundle, read_bundle
+from odin_engines.calibration import Calibration
 from odin_engines.engine import ENGINES
 from odin_engines.errors import OdinError
-from odin_runtime import rows, sources
+from odin_runtime import drift, rows, sources
 from odin_runtime.flagged import copy_flagged
 from odin_runtime.journal import Journal
 from odin_runtime.preparation import Preparation, usual_size
@@ -120,6 +124,12 @@ def _parser() -> argparse.ArgumentParser:
         help="copy every image that is out-of-distribution into DIR, under its path",
     )
     table.add_argument(
+        "--drift-against",
+        metavar="BUNDLE",
+        help="say whether these images' scores are distributed as those that BUNDLE was calibrated "
+        "with, by the test of Kolmogorov and Smirnov",
+    )
+    table.add_argument(
         "--resume",
         action="store_true",
         help="go on with an interrupted run of the same images, bundle and flags",
@@ -156,6 +166,8 @@ def _score(parsed: argparse.Namespace) -> int:
     if parsed.copy_flagged:
         copy_flagged(sources.items(parsed.paths, listed), journal.rows(), parsed.copy_flagged)
     _summarise(parsed, journal.rows())
+    if parsed.drift_against:
+        _tell_drift(parsed, scorer, journal)
     journal.remove()
     return 0
 
@@ -169,6 +181,8 @@ def _checked(parsed: argparse.Namespace) -> Bundle:
         raise OdinError("--top wants --sort, which says what comes first")
     if parsed.sort == "percentile" and bundle.calibration is None:
         raise OdinError(f"--sort percentile: bundle {bundle.path} is not calibrated")
+    if parsed.drift_against:
+        _drift_calibration(parsed)
     if parsed.copy_flagged and not _decides(parsed, bundle):
         raise OdinError(
             "--copy-flagged wants a threshold: give --threshold, or calibrate the bundle with "
@@ -235,6 +249,36 @@ def _summarise(parsed: argparse.Namespace, found: Iterator[rows.Row]) -> None:
         print(f"  and {len(problems) - 5:,} more, told in their rows")
     if scored and (flagged or parsed.copy_flagged):
         print(f"  {flagged:,} out-of-distribution ({100 * flagged / scored:.1f} %)")
+
+
+def _drift_calibration(parsed: argparse.Namespace) -> Calibration:
+    against = read_bundle(Path(parsed.drift_against))
+    if against.calibration is None:
+        raise OdinError(
+            f"--drift-against {parsed.drift_against}: it is not calibrated: run 'odin-bench "
+            f"{against.argument} --calibrate IN_DATASET'"
+        )
+    return against.calibration
+
+
+def _tell_drift(parsed: argparse.Namespace, scorer: Scorer, journal: Journal) -> None:
+    calibration, spec = _drift_calibration(parsed), scorer.spec
+    problem = calibration.unlike(spec, spec.temperature, spec.magnitude)
+    if problem:
+        raise OdinError(f"--drift-against {parsed.drift_against}: {problem}")
+    scores = [
+        math.nan if row["score"] is None else row["score"]
+        for row in journal.rows()
+        if row["error"] is None
+    ]
+    found = drift.compare(np.array(scores, np.float32), calibration)
+    verdict = "the input has drifted" if found.has_drifted() else "no drift is seen"
+    print(
+        f"  {verdict}: largest distance from the {calibration.images:,} images of "
+        f"{calibration.dataset} {found.distance:.3f}, p = {found.p_value:.2g}\n"
+        f"  {100 * found.flagged:.1f} % score below the threshold, where {100 * found.expected:.1f}"
+        f" % did; the median's percentile is {found.median:.2f}, where it was 0.50"
+    )
 
 
 def _positive(text: str) -> int:
