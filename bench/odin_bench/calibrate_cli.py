@@ -40,8 +40,7 @@ def calibrate(
     with open_scorer(bundle) as scorer:
         scores = _scores(scorer, images, scaled)
         calibration = calibration_of(scorer, scores, images, parsed.tpr, _pixels(parsed, scaled))
-    written = write_calibration(bundle, calibration)
-    print(_as_text(calibration, images, written))
+    print(_as_text(calibration, images, _written(bundle, calibration, parsed.decision)))
     if parsed.json:
         content = {"threshold": calibration.threshold, **as_json(calibration)}
         write_json(parsed.json, {"schema": 1, "calibration": content, "environment": environment()})
@@ -71,6 +70,22 @@ def _scores(scorer: Scorer, images: Dataset, scaled: tuple[int, int] | None) -> 
     pixels = images.resized(*scaled) if scaled else images
     with progress_bar(f"{images.name}", len(images), unit="image") as bar:
         return scorer.score(pixels.images, progress=bar.update).score
+
+
+def _written(bundle: Bundle, calibration: Calibration, decision: bool) -> Bundle:
+    """The bundle on disk with its calibration, and where wanted its graphs with the decision."""
+    from odin_export.decision import has_decision, write_decision
+
+    if not decision and not has_decision(bundle):
+        return write_calibration(bundle, calibration)
+    written = write_decision(bundle, calibration)
+    for plan in bundle.plans:
+        if plan not in written.plans:
+            say(
+                f"{plan.file} is left out, for its graph has changed: build it again with "
+                f"'odin-export {bundle.argument} --engine {plan.engine}'"
+            )
+    return written
 
 
 def _pixels(parsed: argparse.Namespace, scaled: tuple[int, int] | None) -> str:

@@ -118,8 +118,8 @@ def check_mode(parsed: argparse.Namespace) -> None:
         if not modes & set(_OF_SPEED[name]):
             wanted = " or ".join(f"--{mode}" for mode in _OF_SPEED[name])
             raise OdinError(f"{_flag(name)} goes with {wanted}; add it")
-    if "tpr" in given and not parsed.calibrate:
-        raise OdinError("--tpr goes with --calibrate; add it")
+    for name in sorted(given & {"tpr", "decision"}) if not parsed.calibrate else ():
+        raise OdinError(f"{_flag(name)} goes with --calibrate; add it")
     allowed = set(_OF_CALIBRATION) if parsed.calibrate else set()
     for name in sorted(given & set(_OF_SCORING) - allowed) if modes else ():
         raise OdinError(
@@ -199,6 +199,12 @@ def _add_calibration_options(group: argparse._ArgumentGroup) -> None:
         help="score these in-distribution images, which the network was not trained on, and write "
         "the threshold below which an image is out-of-distribution into the bundle, with its "
         "confidence interval and the quantiles of the scores",
+    )
+    group.add_argument(
+        "--decision",
+        action="store_true",
+        help="with --calibrate: add the decision to odin.onnx as output is_ood, for any ONNX "
+        "runtime; later calibrations keep it up to date",
     )
     group.add_argument(
         "--tpr",

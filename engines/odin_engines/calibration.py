@@ -19,6 +19,7 @@ import numpy as np
 from odin_engines.spec import Method, Precision, Spec
 
 MOST_QUANTILES = 1001
+DECISION = "is_ood"  # the output of an ODIN graph that carries it
 
 
 @dataclass(frozen=True)

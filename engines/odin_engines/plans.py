@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from odin_engines.calibration import DECISION
 from odin_engines.errors import OdinError
 from odin_engines.files import replacing
 from odin_engines.plan_messages import Messages, because, letting_go, make_logger
@@ -153,6 +154,11 @@ def _check_outputs(
     outputs: list[tensorrt.ITensor] = [
         network.get_output(index) for index in range(network.num_outputs)
     ]
+    for output in outputs:
+        if output.name == DECISION:  # whoever runs a plan compares scores by himself
+            network.unmark_output(output)
+            outputs.remove(output)
+            break
     found = {output.name for output in outputs}
     if found != set(wanted):
         raise OdinError(

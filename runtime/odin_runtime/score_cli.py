@@ -151,10 +151,7 @@ def _score(parsed: argparse.Namespace) -> int:
             _run(run, sources.items(parsed.paths, listed), journal)
         except BaseException:
             journal.close()
-            print(
-                f"odin-score: {partial} keeps the rows so far; --resume goes on from there",
-                file=sys.stderr,
-            )
+            print(f"{partial} keeps the rows so far; --resume goes on from there", file=sys.stderr)
             raise
     names = rows.columns(
         scorer.spec.scores, _decides(parsed, bundle), not isinstance(scorer.calibration(), str)

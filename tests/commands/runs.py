@@ -30,7 +30,7 @@ def refused(outcome: Outcome, *parts: str) -> str:
     """Check that the command refused with a message of these parts; return it."""
     assert outcome.status in (1, 2)
     assert "Traceback" not in outcome.err
-    found = re.findall(r"^odin-(?:export|bench): (.*)", outcome.err, re.MULTILINE | re.DOTALL)
+    found = re.findall(r"^odin-(?:export|bench|score): (.*)", outcome.err, re.MULTILINE | re.DOTALL)
     assert len(found) == 1, outcome.err
     for part in parts:
         assert part in found[0]

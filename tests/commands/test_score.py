@@ -17,13 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 from PIL import Image
 
 from commands.runs import COUNT, Command, refused
 from odin_bench import cli as bench
 from odin_engines.bundle import read_bundle
+from odin_export import cli as export
 from odin_runtime import Scorer, score_cli
+from odin_runtime.images import normalised
 from odin_runtime.score_run import CHUNK
 
 ENGINE = ("--engine", "ort", "--threads", 1)
@@ -74,6 +77,49 @@ def test_calibrating(run: Command, calibrated: Path, sets: Path) -> None:
     again = json.loads(Path("c.json").read_text())["calibration"]
     assert again["sha256"] == found.calibration.sha256
     assert again["tpr"] == 0.95
+
+
+def test_the_decision_in_the_graph(run: Command, calibrated: Path, sets: Path) -> None:
+    """Any ONNX runtime decides as the scorer does; calibrating anew replaces it."""
+    images = np.load(sets / "far.npz")["x"]
+    for tpr, flags in ((0.9, ("--decision",)), (0.5, ())):
+        arguments = ("--calibrate", sets / "in.npz", "--tpr", tpr, *flags, *ENGINE)
+        outcome = run(bench.main, "./calibrated", *arguments)
+        assert outcome.status == 0, outcome.err
+        found = read_bundle(calibrated)
+        session = onnxruntime.InferenceSession(
+            found.file("odin.onnx"), providers=["CPUExecutionProvider"]
+        )
+        assert [each.name for each in session.get_outputs()].count("is_ood") == 1
+        scalars = {
+            name: np.float32(getattr(found.spec, name)) for name in ("temperature", "magnitude")
+        }
+        feeds = {"images": normalised(images, found.spec), **scalars}
+        score, is_ood = session.run(["score", "is_ood"], feeds)
+        np.testing.assert_array_equal(is_ood, ~(score >= np.float32(found.spec.threshold)))
+        assert 0 < is_ood.sum() < len(is_ood) or tpr == 0.9
+        for engine in ("openvino", "ort"):
+            scores = Scorer.open(found, engine, threads=1).score(images)
+            assert np.count_nonzero(scores.is_ood != is_ood) <= 1
+        infinite = {**feeds, "images": feeds["images"] * np.float32(np.nan)}
+        assert session.run(["is_ood"], infinite)[0].all()
+
+
+def test_plans_have_no_decision(run: Command, calibrated: Path, sets: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="install the extra rtx")
+    plans = ("--engine", "rtx", "--plans", "both", "--computeCapabilities", "8.6")
+    assert run(export.main, "./calibrated", *plans).status == 0
+    flags = ("--calibrate", sets / "in.npz", "--decision", *ENGINE)
+    outcome = run(bench.main, "./calibrated", *flags)
+    assert outcome.status == 0
+    assert "odin.rtx.plan is left out, for its graph has changed" in outcome.err
+    assert {plan.file for plan in read_bundle(calibrated).plans} == {
+        *("gradient.rtx.plan", "forward.rtx.plan")
+    }
+    outcome = run(export.main, "./calibrated", *plans)
+    assert outcome.status == 0, outcome.err
+    assert outcome.out.count("as it was, for nothing") == 2
+    assert read_bundle(calibrated).calibration is not None
 
 
 def test_other_precisions_are_warned_about(calibrated: Path) -> None:
