@@ -41,6 +41,7 @@ LIGHT_MODULES = (
     "odin_runtime",
     "odin_runtime.driver",
     "odin_runtime.scorer",
+    "odin_runtime.score_cli",
     "odin_runtime.gpu_scorer",
     "odin_runtime.gpu_results",
     "odin_runtime.gpu_dlpack",

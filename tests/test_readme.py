@@ -75,8 +75,8 @@ def test_from_a_network_to_a_scored_folder(
         for index, pixels in enumerate(images):
             Image.fromarray(pixels).save(photos / f"{name}-{index:02}.png")
     for line in commands("score"):
-        # A thousand images of the 9,000 tell the threshold well enough here.
-        line += " --limit 1000" if "--calibrate" in line else ""
+        # Three hundred images of the 9,000 tell the threshold well enough here.
+        line += " --limit 300" if "--calibrate" in line else ""
         done = shell(line)
         assert done.returncode == 0, (line, done.stderr)
     with (tmp_path / "here" / "scores.csv").open(newline="") as file:

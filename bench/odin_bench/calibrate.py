@@ -104,5 +104,5 @@ def threshold_and_interval(scores: np.ndarray, tpr: float) -> tuple[float, float
 
 def _sha256(images: np.ndarray) -> str:
     digest = hashlib.sha256(repr(images.shape).encode())
-    digest.update(np.ascontiguousarray(images))
+    digest.update(np.ascontiguousarray(images).data)
     return digest.hexdigest()

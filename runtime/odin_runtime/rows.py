@@ -13,7 +13,7 @@ import numpy as np
 
 from odin_engines.errors import OdinError
 from odin_engines.files import replacing
-from odin_runtime.scorer import Scores
+from odin_runtime.scores import Scores
 
 Row = dict[str, Any]
 

@@ -14,7 +14,8 @@ from odin_engines.errors import OdinError
 from odin_runtime.journal import Journal
 from odin_runtime.preparation import Preparation
 from odin_runtime.rows import Row, row_of_error, rows_of
-from odin_runtime.scorer import Scorer, Scores
+from odin_runtime.scorer import Scorer
+from odin_runtime.scores import Scores
 from odin_runtime.sources import Item
 
 CHUNK = 64  # images that are scored together
@@ -131,7 +132,7 @@ def _by_size(decoded: Iterable[np.ndarray | str]) -> Iterator[tuple[list[int], n
         if not isinstance(image, str):
             places.setdefault(image.shape, []).append(place)
     for found in places.values():
-        yield found, np.stack([images[place] for place in found])  # type: ignore[misc]
+        yield found, np.stack([images[place] for place in found])
 
 
 def _skip(items: Iterator[Item], journal: Journal) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -21,6 +21,7 @@ from odin_engines.errors import OdinError
 from odin_engines.spec import Precision, Spec
 from odin_runtime.gpu_options import PLAN_ENGINES, FormName, GpuOptions, check_options
 from odin_runtime.images import check_images, check_layout, normalised
+from odin_runtime.scores import Scores
 from odin_runtime.settings import check_built_in, check_range
 
 if TYPE_CHECKING:
@@ -29,65 +30,6 @@ if TYPE_CHECKING:
 
 STREAM_MEMORY = 2 << 30
 _SEVERAL = "scores of several magnitudes have no threshold in common; score with one"
-
-
-@dataclass(frozen=True)
-class Scores:
-    """What is known of each image; higher scores mean in-distribution.
-
-    Attributes:
-        score: ODIN score, float32 (N,); (magnitudes, N) where several were asked for.
-        baseline: largest softmax probability (Hendrycks and Gimpel, ICLR 2017), float32 (N,).
-        label: the predicted class, int64 (N,).
-        extra: the further scores that the bundle was exported with (--scores), float32 (N,) each,
-            by name.
-        calibration: which tells what the scores mean, or why there is none, in words.
-    """
-
-    score: np.ndarray
-    baseline: np.ndarray
-    label: np.ndarray
-    extra: dict[str, np.ndarray] = field(default_factory=dict)
-    calibration: Calibration | str = "the scores are of no bundle"
-
-    @property
-    def is_ood(self) -> np.ndarray:
-        """Whether each image is out-of-distribution, by the bundle's threshold: bool (N,).
-
-        Raises:
-            OdinError: the bundle is not calibrated, or for other scores than these.
-        """
-        return self._calibrated().is_ood(self.score)
-
-    @property
-    def percentile(self) -> np.ndarray:
-        """Of images like those of the calibration, about this share scores lower: float64 (N,).
-
-        A p-value (`Calibration.percentile`): small where the image is unlike them.
-
-        Raises:
-            OdinError: as `is_ood`.
-        """
-        return self._calibrated().percentile(self.score)
-
-    def _calibrated(self) -> Calibration:
-        if isinstance(self.calibration, str):
-            raise OdinError(self.calibration)
-        return self.calibration
-
-    def __len__(self) -> int:
-        return len(self.label)
-
-    def first(self, count: int) -> Scores:
-        """Those of the first `count` images."""
-        extra = {name: values[:count] for name, values in self.extra.items()}
-        return Scores(
-            self.score[..., :count],
-            self.baseline[:count],
-            self.label[:count],
-            extra,
-            self.calibration,
-        )
 
 
 @dataclass(frozen=True)
