@@ -72,6 +72,7 @@ class Calibration:
         # Of equal quantiles the last one counts: all of them are at or below the score.
         last = np.append(values[1:] != values[:-1], True)
         below = np.interp(scores, values[last], shares[last], left=0.0)
+        below = np.where(np.isnan(scores), np.nan, below)  # which one point alone would hide
         return (1 + below * self.images) / (self.images + 1)
 
     def unlike(self, spec: Spec, temperature: float, magnitude: float) -> str | None:

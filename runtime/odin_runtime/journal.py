@@ -33,6 +33,7 @@ class Journal:
 
     Attributes:
         done: rows that are kept of an earlier run.
+        count: rows that it holds now.
 
     Raises:
         OdinError: there is an earlier run's, and it is not to be resumed, or is another run's; or
@@ -48,7 +49,7 @@ class Journal:
             raise OdinError(f"cannot write {path}: {error.strerror}") from error
         try:
             self._lock()
-            self.done = self._taken_up(chunk, resume)
+            self.done = self.count = self._taken_up(chunk, resume)
         except BaseException:
             self._file.close()
             raise
@@ -58,6 +59,7 @@ class Journal:
         lines = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
         self._file.write(lines.encode())
         self._file.flush()
+        self.count += len(rows)
 
     def rows(self) -> Iterator[Row]:
         """All rows from the first."""

@@ -109,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     table = parser.add_argument_group("table")
     table.add_argument(
         "--threshold",
-        type=float,
+        type=_finite,
         metavar="S",
         help="images that score below S are out-of-distribution (default: as calibrated)",
     )
@@ -150,6 +150,9 @@ def _score(parsed: argparse.Namespace) -> int:
         try:
             _run(run, sources.items(parsed.paths, listed), journal)
         except BaseException:
+            if not journal.count:
+                journal.remove()
+                raise
             journal.close()
             print(f"{partial} keeps the rows so far; --resume goes on from there", file=sys.stderr)
             raise
@@ -163,9 +166,10 @@ def _score(parsed: argparse.Namespace) -> int:
     if parsed.copy_flagged:
         copy_flagged(sources.items(parsed.paths, listed), journal.rows(), parsed.copy_flagged)
     _summarise(parsed, journal.rows())
-    if parsed.drift_against:
-        _tell_drift(parsed, scorer, journal)
+    scores = [row["score"] for row in journal.rows() if row["error"] is None]
     journal.remove()
+    if parsed.drift_against:
+        _tell_drift(np.array(scores, np.float32), _drift_calibration(parsed, bundle))
     return 0
 
 
@@ -179,7 +183,7 @@ def _checked(parsed: argparse.Namespace) -> Bundle:
     if parsed.sort == "percentile" and bundle.calibration is None:
         raise OdinError(f"--sort percentile: bundle {bundle.path} is not calibrated")
     if parsed.drift_against:
-        _drift_calibration(parsed)
+        _drift_calibration(parsed, bundle)
     if parsed.copy_flagged and not _decides(parsed, bundle):
         raise OdinError(
             "--copy-flagged wants a threshold: give --threshold, or calibrate the bundle with "
@@ -248,27 +252,27 @@ def _summarise(parsed: argparse.Namespace, found: Iterator[rows.Row]) -> None:
         print(f"  {flagged:,} out-of-distribution ({100 * flagged / scored:.1f} %)")
 
 
-def _drift_calibration(parsed: argparse.Namespace) -> Calibration:
+def _drift_calibration(parsed: argparse.Namespace, bundle: Bundle) -> Calibration:
+    """What the scores of a bundle are compared with.
+
+    Raises:
+        OdinError: there is no calibration, or it is of other scores.
+    """
     against = read_bundle(Path(parsed.drift_against))
     if against.calibration is None:
         raise OdinError(
             f"--drift-against {parsed.drift_against}: it is not calibrated: run 'odin-bench "
             f"{against.argument} --calibrate IN_DATASET'"
         )
+    spec = bundle.spec
+    problem = against.calibration.unlike(spec, spec.temperature, spec.magnitude)
+    if problem:
+        raise OdinError(f"--drift-against {parsed.drift_against}: {problem}")
     return against.calibration
 
 
-def _tell_drift(parsed: argparse.Namespace, scorer: Scorer, journal: Journal) -> None:
-    calibration, spec = _drift_calibration(parsed), scorer.spec
-    problem = calibration.unlike(spec, spec.temperature, spec.magnitude)
-    if problem:
-        raise OdinError(f"--drift-against {parsed.drift_against}: {problem}")
-    scores = [
-        math.nan if row["score"] is None else row["score"]
-        for row in journal.rows()
-        if row["error"] is None
-    ]
-    found = drift.compare(np.array(scores, np.float32), calibration)
+def _tell_drift(scores: np.ndarray, calibration: Calibration) -> None:
+    found = drift.compare(scores, calibration)
     verdict = "the input has drifted" if found.has_drifted() else "no drift is seen"
     print(
         f"  {verdict}: largest distance from the {calibration.images:,} images of "
@@ -276,6 +280,16 @@ def _tell_drift(parsed: argparse.Namespace, scorer: Scorer, journal: Journal) ->
         f"  {100 * found.flagged:.1f} % score below the threshold, where {100 * found.expected:.1f}"
         f" % did; the median's percentile is {found.median:.2f}, where it was 0.50"
     )
+
+
+def _finite(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"{text!r}: give a number")
+    return number
 
 
 def _positive(text: str) -> int:

@@ -252,6 +252,7 @@ def test_sizes(run: Command, bundle: Path, photos: Path) -> None:
         ("photos --output s.csv --top 5", ("--top wants --sort",)),
         ("photos --output s.csv --sort percentile", ("not calibrated",)),
         ("photos --output s.csv --copy-flagged odd", ("--threshold", "--calibrate")),
+        ("photos --output s.csv --threshold nan", ("'nan': give a number",)),
         ("photos --output s.csv --size big", ("'big'", "give N, HxW or keep")),
         ("photos --output s.csv --strict", ("0070.png cannot be read", "without --strict")),
     ],
@@ -261,6 +262,32 @@ def test_refusals(
 ) -> None:
     refused(run(score_cli.main, bundle, *arguments.split(), *ENGINE), *parts)
     assert not Path("s.csv").exists()
+
+
+def test_a_run_that_scored_nothing_leaves_nothing(run: Command, bundle: Path, photos: Path) -> None:
+    (photos / "0000.png").write_bytes(b"no picture")
+    assert run(score_cli.main, bundle, photos, "--output", "s.csv", "--strict", *ENGINE).status == 1
+    assert sorted(path.name for path in Path.cwd().iterdir()) == ["photos"]
+
+
+def test_drift(run: Command, calibrated: Path, sets: Path) -> None:
+    for name, verdict in (("in", "no drift is seen"), ("far", "the input has drifted")):
+        images = [sets / f"{name}.npz"] * 2  # forty images are too few
+        flags = ("--output", "s.csv", "--drift-against", "calibrated", *ENGINE)
+        outcome = run(score_cli.main, calibrated, *images, *flags)
+        assert outcome.status == 0, outcome.err
+        assert verdict in outcome.out
+    flags = ("--output", "t.csv", "--drift-against", "calibrated", *ENGINE)
+    refused(run(score_cli.main, calibrated, sets / "in.npz", *flags), "40 scores tell no drift")
+    assert Path("t.csv").exists()
+    assert not Path("t.csv.partial").exists()
+
+
+def test_drift_against_what_is_not_calibrated(
+    run: Command, calibrated: Path, bundle: Path, photos: Path
+) -> None:
+    flags = ("--output", "s.csv", "--drift-against", bundle, *ENGINE)
+    refused(run(score_cli.main, calibrated, photos, *flags), "--drift-against", "--calibrate")
 
 
 def test_other_images_do_not_go_on(run: Command, bundle: Path, photos: Path) -> None:

@@ -68,6 +68,7 @@ def test_percentiles_of_equal_scores() -> None:
     assert found.percentile(np.float64([0.2])) == pytest.approx(76 / 101)
     alike = calibration(quantiles=(0.2, 0.2, 0.2), images=100)
     assert alike.percentile(np.float64([0.1, 0.2, 0.3])).tolist() == pytest.approx([1 / 101, 1, 1])
+    assert np.isnan(alike.percentile(np.float64([np.nan])))
 
 
 @pytest.mark.parametrize(
