@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from odin_bench.evaluation import size_to_scale_to
 from odin_engines.errors import OdinError
 from odin_runtime import Scorer, image_files
 from odin_runtime.images import check_images, normalised
+from odin_runtime.preparation import scaled
 from odin_runtime.scorer import PLAN_ENGINES
 
 CHUNK = 256  # images that are in memory at once; of an .npz file, all are
@@ -166,14 +166,7 @@ def _prepared(
     if isinstance(images, np.ndarray) and images.shape[1:3] == size:
         raw = images
     else:
-        raw = np.stack([_scaled(image, size) for image in images])
+        raw = np.stack([scaled(image, size) for image in images])
     if scorer.engine in PLAN_ENGINES or scorer.input_type == "uint8":
         return raw
     return normalised(raw, scorer.spec)
-
-
-def _scaled(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    if image.shape[:2] == size:
-        return image
-    height, width = size
-    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))

@@ -13,9 +13,8 @@ import numpy as np
 
 from odin_engines.errors import OdinError
 from odin_engines.files import replacing
+from odin_runtime.journal import Row
 from odin_runtime.scores import Scores
-
-Row = dict[str, Any]
 
 _TYPES = {"path": "string", "error": "string", "label": "int64", "is_ood": "bool"}  # else float64
 _GROUP = 65536  # rows of Parquet that are in memory at once
