@@ -19,7 +19,7 @@ from odin_engines.cuda_probe import ask_driver
 from odin_engines.spec import Spec
 from odin_engines.torch_reference import TorchReference
 
-pytest_plugins = ["native.fixtures", "drivers.fixtures"]
+pytest_plugins = ["native.fixtures", "drivers.fixtures", "tracing"]
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores are at work already
     torch.set_num_threads(1)
@@ -51,6 +51,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(slow)
         if item.get_closest_marker("gpu") and problem:
             item.add_marker(gpu)
+    # So that no process waits in the end for another's.
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 
 class TinyNetwork(nn.Module):

@@ -33,6 +33,7 @@ from odin_export.half_range import seed_scale
 from odin_export.mixed import in_mixed_precision
 from odin_export.networks import MIN_SIZE, NETWORKS, RELEASE_MEAN, RELEASE_STD, DenseNetBC
 from odin_export.odin_graph import gradient_graph, odin_graph
+from tracing import Trace
 
 SpecMaker = Callable[..., Spec]
 PRECISIONS = ("fp32", "fp16", "bf16")
@@ -70,15 +71,16 @@ def contents_of(graphs: dict[str, onnx.ModelProto]) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module", params=["densenet", "wideresnet"])
-def forwards(request: pytest.FixtureRequest, trt: ModuleType) -> dict[str, onnx.ModelProto]:
+def forwards(
+    request: pytest.FixtureRequest, trt: ModuleType, trace_once: Trace
+) -> dict[str, onnx.ModelProto]:
     """The forward graphs of both networks of a kind: densenet10 as it is exported, else random."""
     first, second = NETWORKS[f"{request.param}10"], NETWORKS[f"{request.param}100"]
     if first.name == "densenet10":
         network, _ = load_network(first.name, None)
     else:
         network = seeded(lambda: first.build(first.classes))
-    # Tracing takes as long as many plans: once.
-    forward = forward_graph(network, first.max_size)
+    forward = trace_once(network, first.max_size)
     return {first.name: forward, second.name: with_classes(forward, second.classes)}
 
 

@@ -15,12 +15,12 @@ from export import half
 from odin_engines.errors import OdinError
 from odin_engines.spec import Precision, Spec
 from odin_export import mixed
-from odin_export.forward import forward_graph
 from odin_export.half_range import check_activations
 from odin_export.mixed import in_mixed_precision
 from odin_export.networks import NETWORKS
 from odin_export.odin_graph import gradient_graph, odin_graph
 from odin_export.precision import in_precision
+from tracing import Trace
 
 SpecMaker = Callable[..., Spec]
 HALVES: tuple[Precision, ...] = ("fp16", "bf16")
@@ -81,11 +81,11 @@ def test_the_network_computes_in_half_precision(
 
 
 @pytest.fixture(scope="module", params=["densenet10", "wideresnet10"])
-def large_forward(request: pytest.FixtureRequest) -> onnx.ModelProto:
+def large_forward(request: pytest.FixtureRequest, trace_once: Trace) -> onnx.ModelProto:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = NETWORKS[request.param].build(10)
-    return forward_graph(network.eval(), NETWORKS[request.param].max_size)
+    return trace_once(network.eval(), NETWORKS[request.param].max_size)
 
 
 @each_half

@@ -1,9 +1,11 @@
-"""1,000 requests that are wrong, and a client beside them that never fails."""
+"""1,000 requests that are wrong, as many messages, and a client beside them that never fails."""
 
 from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -18,9 +20,16 @@ pytestmark = pytest.mark.slow
 REQUESTS = 1000
 
 
-def test_wrong_requests_get_errors_and_harm_nobody(
+@contextmanager
+def client_beside(
     server: Server, local: Scorer, images: np.ndarray
-) -> None:
+) -> Iterator[Callable[[int], None]]:
+    """A client that scores images all the while, and whose every answer must be right.
+
+    Yields:
+        A function: how many wrong requests were sent -> waits until the client has had its share,
+        one request for 20 of them, so that the two overlap.
+    """
     known = local.score(images).arrays()
     stop = threading.Event()
     failures: list[BaseException] = []
@@ -36,25 +45,56 @@ def test_wrong_requests_get_errors_and_harm_nobody(
         except BaseException as error:  # noqa: BLE001 - the test tells it
             failures.append(error)
 
+    def keep_up(sent: int) -> None:
+        while len(answered) * 20 <= sent and beside.is_alive():
+            time.sleep(0.001)
+
     beside = threading.Thread(target=good)
     beside.start()
-    taken = []
     try:
-        for seed in range(REQUESTS):
-            while len(answered) * 20 <= seed and beside.is_alive():  # they are to overlap
-                time.sleep(0.001)
-            data, what = request(seed)
-            status = answer(server.http, data)
-            if 200 <= status < 400:
-                taken.append(f"{what}: {status}")
+        yield keep_up
     finally:
         stop.set()
         beside.join(60)
     assert not failures, failures[0]
-    assert not taken, taken
-    assert len(answered) >= REQUESTS / 20
+    assert answered
     assert server.process.poll() is None
     assert server.is_ready()
+
+
+def test_wrong_requests_get_errors_and_harm_nobody(
+    server: Server, local: Scorer, images: np.ndarray
+) -> None:
+    taken = []
+    with client_beside(server, local, images) as keep_up:
+        for seed in range(REQUESTS):
+            keep_up(seed)
+            data, what = request(seed)
+            status = answer(server.http, data)
+            if 200 <= status < 400:
+                taken.append(f"{what}: {status}")
+    assert not taken, taken
+
+
+def test_wrong_messages_get_errors_and_harm_nobody(
+    server: Server, local: Scorer, images: np.ndarray
+) -> None:
+    """Over gRPC."""
+    grpc = pytest.importorskip("grpc")
+    pytest.importorskip("tritonclient.grpc")
+    from servers import malformed_grpc as made
+
+    taken = []
+    place = f"127.0.0.1:{server.grpc}"
+    with grpc.insecure_channel(place) as channel, client_beside(server, local, images) as keep_up:
+        assert made.answer(channel, made.well_formed()) == grpc.StatusCode.OK
+        for seed in range(REQUESTS):
+            keep_up(seed)
+            data, what = made.request(seed)
+            status = made.answer(channel, data)
+            if status in (grpc.StatusCode.OK, grpc.StatusCode.DEADLINE_EXCEEDED):
+                taken.append(f"{what}: {status}")
+    assert not taken, taken
 
 
 def test_a_right_request_made_by_the_same_means_is_answered(server: Server) -> None:
