@@ -66,11 +66,13 @@ macro(odin_define_scorer)
     SOVERSION ${PROJECT_VERSION_MAJOR}.${PROJECT_VERSION_MINOR}
     LINK_DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/src/scorer/odin.map"
     CXX_VISIBILITY_PRESET hidden
-    VISIBILITY_INLINES_HIDDEN ON
-    # OpenVINO stays where it is found: in Python's packages, or in a folder of its own.
-    INSTALL_RPATH_USE_LINK_PATH ON)
+    VISIBILITY_INLINES_HIDDEN ON)
   if(ODIN_HAS_OPENVINO)
     target_sources(odin_scorer PRIVATE src/scorer/openvino.cpp)
+    # OpenVINO stays where it is found: in Python's packages, or in a folder of its own. (CMake's
+    # INSTALL_RPATH_USE_LINK_PATH leaves out what is in the source tree, as .venv may be.)
+    set_target_properties(odin_scorer PROPERTIES
+      INSTALL_RPATH "$<TARGET_FILE_DIR:openvino::runtime>")
     # Its file, not its target: who links with libodin needs no CMake package of OpenVINO.
     target_link_libraries(odin_scorer PRIVATE "$<TARGET_FILE:openvino::runtime>")
     target_include_directories(odin_scorer SYSTEM
