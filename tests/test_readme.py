@@ -127,10 +127,10 @@ def test_a_program_in_cpp(
     bundle = calibrated(make_tiny_bundle, raw_images(16))
     (here / "my-bundle").symlink_to(bundle.path)
     (here / "score.cpp").write_text(program("// score.cpp"), "utf-8")
-    (here / "odin").mkdir()
+    (here / "build" / "odin").mkdir(parents=True)
     (library,) = scorer_prefix.rglob("libodin.so")
-    (here / "odin" / "include").symlink_to(scorer_prefix / "include")
-    (here / "odin" / "lib").symlink_to(library.parent)
+    (here / "build" / "odin" / "include").symlink_to(scorer_prefix / "include")
+    (here / "build" / "odin" / "lib").symlink_to(library.parent)
     for line in commands("c++")[1:]:
         done = shell(line)
         assert done.returncode == 0, (line, done.stderr)

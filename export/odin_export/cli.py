@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import shlex
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -130,6 +131,20 @@ def _add_server_options(group: argparse._ArgumentGroup) -> None:
         default="onnx",
         help="which of them odin scores with (default: %(default)s)",
     )
+    group.add_argument(
+        "--triton-size",
+        type=_size,
+        metavar="HxW",
+        help="height and width of all images: the server refuses others by itself, also negative "
+        "ones, of which some die (default: all sizes that the network takes)",
+    )
+
+
+def _size(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r}: give height and width, such as 224x224")
+    return int(found[1]), int(found[2])
 
 
 def _score_names(text: str) -> tuple[str, ...]:
@@ -181,6 +196,8 @@ def _export(parsed: argparse.Namespace) -> int:
         return _serve(parsed)
     if parsed.triton_scorer != _parser().get_default("triton_scorer"):
         raise OdinError("--triton-scorer goes with --triton-repository; add it")
+    if parsed.triton_size is not None:
+        raise OdinError("--triton-size goes with --triton-repository; add it")
     if _is_folder_of_bundle(parsed.model):
         _check_nothing_else_is_given(parsed)
         _add_for_engine(Path(parsed.model), parsed.output, graph_engine(parsed), plans)
@@ -243,13 +260,13 @@ def _serve(parsed: argparse.Namespace) -> int:
             f"--triton-repository takes a bundle, and {parsed.model} is none: export it first with "
             f"'odin-export {parsed.model} --output DIR', and give DIR"
         )
-    _check_nothing_else_is_given(parsed, "triton_repository", "triton_scorer")
+    _check_nothing_else_is_given(parsed, "triton_repository", "triton_scorer", "triton_size")
     if parsed.output is not None or graph_engine(parsed) or plan_options(parsed):
         raise OdinError("--triton-repository is a run of its own; leave out --output and --engine")
     from odin_export import triton
 
     bundle = read_bundle(Path(parsed.model))
-    models = triton.repository(bundle, parsed.triton_scorer)
+    models = triton.repository(bundle, parsed.triton_scorer, size=parsed.triton_size)
     triton.write(parsed.triton_repository, models)
     print(f"{parsed.triton_repository}: {', '.join(model.name for model in models)}")
     if reason := triton.undecided(bundle):

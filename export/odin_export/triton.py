@@ -123,6 +123,22 @@ class Images:
     height: tuple[int, int]
     width: tuple[int, int]
 
+    def of_size(self, size: tuple[int, int] | None) -> Images:
+        """Of this height and width alone, where one is given.
+
+        Raises:
+            OdinError: they are not among these.
+        """
+        if size is None:
+            return self
+        for side, (least, most) in zip(size, (self.height, self.width), strict=True):
+            if not least <= side <= most:
+                raise OdinError(
+                    f"--triton-size {size[0]}x{size[1]}: images may be {self.height[0]} to "
+                    f"{self.height[1]} high and {self.width[0]} to {self.width[1]} wide"
+                )
+        return Images(self.channels, (size[0], size[0]), (size[1], size[1]))
+
     @property
     def fixed(self) -> bool:
         """Whether they are of one size."""
@@ -145,28 +161,35 @@ class Images:
         )
 
 
-def repository(bundle: Bundle, scorer: str = "onnx", batch: int = DEFAULT_BATCH) -> list[Model]:
+def repository(
+    bundle: Bundle,
+    scorer: str = "onnx",
+    batch: int = DEFAULT_BATCH,
+    size: tuple[int, int] | None = None,
+) -> list[Model]:
     """The models that serve a bundle.
 
     Args:
         bundle: what is served.
         scorer: of `SCORERS`: which model the ensemble scores with.
         batch: the most images that are computed at once.
+        size: height and width of all images; None for all that the network takes.
 
     Raises:
-        OdinError: scorer is "trt", and the bundle has no plan that fits; or a file of it cannot be
-            read.
+        OdinError: scorer is "trt", and the bundle has no plan that fits; the network, or the plan,
+            does not take the size; or a file of the bundle cannot be read.
     """
-    images = _images(bundle.spec)
+    images = _images(bundle.spec).of_size(size)
     models = [_python_model(bundle, images, batch), _onnx_model(bundle, images, batch)]
     problem = _plan_problem(bundle)
     if problem is None:
         record = bundle.plan("trt", ODIN)
         assert record is not None
-        plan = _trt_model(bundle, record, batch)
+        of_plan = _images_of_plan(bundle.spec, record).of_size(size)
+        plan = _trt_model(bundle, record, of_plan, batch)
         models.append(plan)
         if scorer == "trt":
-            images, batch = _images_of_plan(bundle.spec, record), plan.batch
+            images, batch = of_plan, plan.batch
     elif scorer == "trt":
         raise OdinError(f"{problem}; or take another --triton-scorer")
     return [*models, *_ensemble(bundle, scorer, images, batch)]
@@ -258,8 +281,7 @@ def _onnx_model(bundle: Bundle, images: Images, batch: int) -> Model:
     )
 
 
-def _trt_model(bundle: Bundle, record: PlanRecord, batch: int) -> Model:
-    images = _images_of_plan(bundle.spec, record)
+def _trt_model(bundle: Bundle, record: PlanRecord, images: Images, batch: int) -> Model:
     least, most = record.batches
     usual = record.profile["images"].optimum[0]
     raw = bundle.spec.input_type == "uint8"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from odin_runtime.scorer import Scorer
 
 def bind(
     server: Any,
-    bundle: str | PathLike[str],
+    bundle: str | Path,
     name: str = "odin",
     *,
     batch_size: int = 64,

@@ -400,3 +400,36 @@ def test_the_bundle_of_the_python_model_lists_what_it_holds(
     model = triton.repository(made)[0]
     listed = json.loads(model.files["bundle/odin.json"])["files"]
     assert {f"bundle/{name}" for name in listed} <= set(model.files)
+
+
+def test_all_models_may_take_images_of_one_size(calibrated: Bundle, tmp_path: Path) -> None:
+    models = triton.repository(with_plan(calibrated, tmp_path / "b"), "onnx", size=(33, 40))
+    for name, config in configs(models).items():
+        if name == "odin_decide":
+            continue
+        sides = (33, 40, 3) if name in ("odin", "odin_python", "odin_prepare") else (3, 33, 40)
+        assert tuple(config.input[0].dims) == sides, name
+        for warm_up in config.model_warmup:
+            assert tuple(warm_up.inputs["images"].dims) == sides, name
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("31x32", "--triton-size 31x32: images may be 32 to 63 high and 32 to 63 wide"),
+        ("32x64", "--triton-size 32x64: images may be 32 to 63 high and 32 to 63 wide"),
+        ("32", "'32': give height and width, such as 224x224"),
+        ("0x32", "'0x32': give height and width, such as 224x224"),
+    ],
+)
+def test_sizes_that_are_refused(
+    calibrated: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str], given: str, said: str
+) -> None:
+    target = tmp_path / "models"
+    arguments = [str(calibrated.path), "--triton-repository", str(target), "--triton-size", given]
+    try:
+        assert cli.main(arguments) == 1
+    except SystemExit as ended:
+        assert ended.code == 2
+    assert said in capsys.readouterr().err
+    assert not target.exists()

@@ -85,3 +85,14 @@ def server(
     folder = tmp_path_factory.mktemp("server")
     with environment.serving(triton_environment, repository, folder) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def server_of_one_size(
+    triton_environment: Environment, bundle: Bundle, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    """One whose models take images of 32 x 32 alone."""
+    folder = tmp_path_factory.mktemp("one_size")
+    triton.write(folder / "models", triton.repository(bundle, "python", size=(32, 32)))
+    with environment.serving(triton_environment, folder / "models", folder) as running:
+        yield running

@@ -77,9 +77,10 @@ def test_wrong_requests_get_errors_and_harm_nobody(
 
 
 def test_wrong_messages_get_errors_and_harm_nobody(
-    server: Server, local: Scorer, images: np.ndarray
+    server_of_one_size: Server, local: Scorer, images: np.ndarray
 ) -> None:
-    """Over gRPC."""
+    """Over gRPC, by which this server hands negative sides on where a model takes any size."""
+    server = server_of_one_size
     grpc = pytest.importorskip("grpc")
     pytest.importorskip("tritonclient.grpc")
     from servers import malformed_grpc as made
