@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
-import shlex
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,6 +23,7 @@ from odin_export.plan_flags import (
     plan_options,
 )
 from odin_export.presets import LAYOUTS
+from odin_export.triton_flags import TRITON_FLAGS, add_triton_options, write_repository
 
 if TYPE_CHECKING:
     from odin_export.exporter import Source
@@ -113,38 +112,8 @@ def _parser() -> argparse.ArgumentParser:
         "gradnorm needs a linear last layer, cam-max and cam-std global average pooling before it",
     )
     add_plan_options(parser.add_argument_group("for one engine"))
-    _add_server_options(parser.add_argument_group("for the Triton Inference Server"))
+    add_triton_options(parser.add_argument_group("for the Triton Inference Server"))
     return parser
-
-
-def _add_server_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--triton-repository",
-        type=Path,
-        metavar="DIR",
-        help="write a repository of models from a bundle: odin_onnx, odin_python, odin_trt if it "
-        "has a plan, and odin, which takes raw uint8 images",
-    )
-    group.add_argument(
-        "--triton-scorer",
-        choices=("onnx", "trt", "python"),
-        default="onnx",
-        help="which of them odin scores with (default: %(default)s)",
-    )
-    group.add_argument(
-        "--triton-size",
-        type=_size,
-        metavar="HxW",
-        help="height and width of all images: the server refuses others by itself, also negative "
-        "ones, of which some die (default: all sizes that the network takes)",
-    )
-
-
-def _size(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", text)
-    if found is None:
-        raise argparse.ArgumentTypeError(f"{text!r}: give height and width, such as 224x224")
-    return int(found[1]), int(found[2])
 
 
 def _score_names(text: str) -> tuple[str, ...]:
@@ -194,10 +163,10 @@ def _export(parsed: argparse.Namespace) -> int:
     plans = plan_options(parsed)
     if parsed.triton_repository is not None:
         return _serve(parsed)
-    if parsed.triton_scorer != _parser().get_default("triton_scorer"):
-        raise OdinError("--triton-scorer goes with --triton-repository; add it")
-    if parsed.triton_size is not None:
-        raise OdinError("--triton-size goes with --triton-repository; add it")
+    for name in TRITON_FLAGS:
+        if getattr(parsed, name) != _parser().get_default(name):
+            flag = f"--{name.replace('_', '-')}"
+            raise OdinError(f"{flag} goes with --triton-repository; add it")
     if _is_folder_of_bundle(parsed.model):
         _check_nothing_else_is_given(parsed)
         _add_for_engine(Path(parsed.model), parsed.output, graph_engine(parsed), plans)
@@ -260,22 +229,10 @@ def _serve(parsed: argparse.Namespace) -> int:
             f"--triton-repository takes a bundle, and {parsed.model} is none: export it first with "
             f"'odin-export {parsed.model} --output DIR', and give DIR"
         )
-    _check_nothing_else_is_given(parsed, "triton_repository", "triton_scorer", "triton_size")
+    _check_nothing_else_is_given(parsed, *TRITON_FLAGS)
     if parsed.output is not None or graph_engine(parsed) or plan_options(parsed):
         raise OdinError("--triton-repository is a run of its own; leave out --output and --engine")
-    from odin_export import triton
-
-    bundle = read_bundle(Path(parsed.model))
-    models = triton.repository(bundle, parsed.triton_scorer, size=parsed.triton_size)
-    triton.write(parsed.triton_repository, models)
-    print(f"{parsed.triton_repository}: {', '.join(model.name for model in models)}")
-    if reason := triton.undecided(bundle):
-        print(f"  without is_ood: {reason}")
-    # Not every server can load all of them: odin_python wants odin-ood installed beside it.
-    print(
-        f"  next: tritonserver --model-repository {shlex.quote(str(parsed.triton_repository))} "
-        "--model-control-mode explicit --load-model odin"
-    )
+    write_repository(parsed)
     return 0
 
 
