@@ -40,16 +40,22 @@ def check_count(count: int, tpr: float) -> None:
 
 
 def calibration_of(
-    scorer: Scorer, scores: np.ndarray, images: Dataset, tpr: float, pixels: str
+    scorer: Scorer,
+    scores: np.ndarray,
+    images: Dataset,
+    tpr: float,
+    crop: int | None = None,
+    scaled: tuple[int, int] | None = None,
 ) -> Calibration:
     """Calibrate a bundle by the scores of in-distribution images.
 
     Args:
         scorer: which made the scores, at the bundle's own temperature and magnitude.
         scores: float32 (N,).
-        images: the scored ones.
+        images: the scored ones, cropped if they were.
         tpr: share of them to accept, between 0 and 1.
-        pixels: what was done to them before, in words.
+        crop: to which larger images were cropped, if they were.
+        scaled: height and width to which the images were then scaled; None left them.
 
     Raises:
         OdinError: there are too few, or a score is not finite.
@@ -63,6 +69,8 @@ def calibration_of(
     spec = scorer.spec
     shares = np.linspace(0, 1, min(len(scores), MOST_QUANTILES))
     low, threshold, high = threshold_and_interval(scores, tpr)
+    size = images.images.shape[1:3]
+    cropped = size == (crop, crop)  # smaller images are left as they are
     return Calibration(
         threshold=threshold,
         tpr=tpr,
@@ -70,7 +78,7 @@ def calibration_of(
         images=len(scores),
         quantiles=tuple(np.quantile(scores.astype(np.float64), shares).tolist()),
         dataset=images.name,
-        pixels=pixels,
+        pixels=_pixels(crop, scaled),
         sha256=_sha256(images.images),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         engine=scorer.engine,
@@ -78,6 +86,9 @@ def calibration_of(
         method=spec.method,
         temperature=spec.temperature,
         magnitude=spec.magnitude,
+        size=scaled or size,
+        crop=crop if cropped else None,
+        scaled=scaled not in (None, size),
     )
 
 
@@ -100,6 +111,15 @@ def threshold_and_interval(scores: np.ndarray, tpr: float) -> tuple[float, float
     at_least = binom.sf(rank - 1, count, np.arange(1, count + 1) / count)
     high, low = (falling[np.argmax(at_least >= share)] for share in (_OUTSIDE, 1 - _OUTSIDE))
     return float(low), float(falling[rank - 1]), float(high)
+
+
+def _pixels(crop: int | None, scaled: tuple[int, int] | None) -> str:
+    steps = []
+    if crop:
+        steps.append(f"larger images cropped to the inner {crop}x{crop}")
+    if scaled:
+        steps.append(f"scaled to {scaled[0]}x{scaled[1]}, bilinearly")
+    return "; ".join(steps) or "as they are"
 
 
 def _sha256(images: np.ndarray) -> str:

@@ -39,7 +39,7 @@ def calibrate(
     check_count(len(images), parsed.tpr)
     with open_scorer(bundle) as scorer:
         scores = _scores(scorer, images, scaled)
-        calibration = calibration_of(scorer, scores, images, parsed.tpr, _pixels(parsed, scaled))
+        calibration = calibration_of(scorer, scores, images, parsed.tpr, parsed.crop, scaled)
     print(_as_text(calibration, images, _written(bundle, calibration, parsed.decision)))
     if parsed.json:
         content = {"threshold": calibration.threshold, **as_json(calibration)}
@@ -86,15 +86,6 @@ def _written(bundle: Bundle, calibration: Calibration, decision: bool) -> Bundle
                 f"'odin-export {bundle.argument} --engine {plan.engine}'"
             )
     return written
-
-
-def _pixels(parsed: argparse.Namespace, scaled: tuple[int, int] | None) -> str:
-    steps = []
-    if parsed.crop:
-        steps.append(f"larger images cropped to the inner {parsed.crop}x{parsed.crop}")
-    if scaled:
-        steps.append(f"scaled to {scaled[0]}x{scaled[1]}, bilinearly")
-    return "; ".join(steps) or "as they are"
 
 
 def _as_text(found: Calibration, images: Dataset, bundle: Bundle) -> str:

@@ -5,8 +5,9 @@ out-of-distribution sets go by the names of the ODIN release (see `OUT_SETS`). `
 `CIFAR-100`, spelled with a hyphen, are the same images in the other role; there labels do not
 matter and a larger set is worth more than the official test split.
 
-A set `NAME` is a file `NAME.npz` (`x` uint8 (N, H, W, 3) RGB, optionally `y` integer (N,)) or an
-image folder `NAME/` in one of the folders of `search_path`.
+A set `NAME` is a file `NAME.npz` (`x` uint8 (N, H, W, 3) RGB, or of another number of channels for
+a network that takes such, optionally `y` integer (N,)) or an image folder `NAME/` in one of the
+folders of `search_path`.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image
 
 from odin_engines.errors import OdinError
 from odin_engines.files import user_cache
 from odin_engines.packages import install_command
 from odin_runtime import image_files
+from odin_runtime.preparation import scaled
 
 Role = Literal["in", "out"]
 
@@ -82,7 +83,7 @@ class Dataset:
 
     Attributes:
         name: canonical name, or the file's stem or folder's name where the set is given by path.
-        images: uint8 (N, H, W, 3), RGB, N >= 1.
+        images: uint8 (N, H, W, C), N >= 1; RGB where C is 3.
         labels: int64 (N,), or None where the set has none.
         source: the path read, or "generated"; for reports.
     """
@@ -122,8 +123,7 @@ class Dataset:
             return self
         images = np.empty((len(self), height, width, self.images.shape[3]), np.uint8)
         for index, image in enumerate(self.images):
-            picture = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
-            images[index] = np.asarray(picture)
+            images[index] = scaled(image, (height, width))
         return replace(self, images=images)
 
 
@@ -210,6 +210,7 @@ def load(
     size: int = 32,
     n: int = NOISE_IMAGES,
     role: Role | None = None,
+    channels: int = 3,
 ) -> Dataset:
     """Load a set by name, or by the path of an .npz file or image folder.
 
@@ -224,6 +225,7 @@ def load(
         skip: leave this many images out at the front.
         size, n: pixels a side and number of images, for `Uniform` and `Gaussian` only.
         role: see `canonical`.
+        channels: of the images; files are decoded to 1 (grey) or 3 (RGB).
 
     Raises:
         OdinError: the set is unknown, not at hand, empty, damaged, smaller than `skip` or `crop`.
@@ -232,17 +234,17 @@ def load(
     try:
         if key in _NOISE_SEEDS:
             window = _window(key, n, skip, limit)
-            found = Dataset(key, noise(key, window.stop, size)[window], None, "generated")
+            found = Dataset(key, noise(key, window.stop, size, channels)[window], None, "generated")
         else:
             path = _given(name) if key is None else _at_hand(key, data)
-            found = _read(path, key, skip, limit)
+            found = _read(path, key, skip, limit, channels)
     except MemoryError as error:
         raise OdinError(f"{name} does not fit in memory; want fewer or smaller images") from error
     return found if crop is None else found.cropped(crop)
 
 
-def noise(name: str, n: int = NOISE_IMAGES, size: int = 32) -> np.ndarray:
-    """Return the first `n` images of `Uniform` or `Gaussian`: uint8 (n, size, size, 3).
+def noise(name: str, n: int = NOISE_IMAGES, size: int = 32, channels: int = 3) -> np.ndarray:
+    """Return the first `n` images of `Uniform` or `Gaussian`: uint8 (n, size, size, channels).
 
     Uniform pixels are uniform in [0, 1]; Gaussian ones are normal with mean 0.5 and standard
     deviation 1, clipped to [0, 1]. The release draws them anew in every run and feeds them as
@@ -255,7 +257,7 @@ def noise(name: str, n: int = NOISE_IMAGES, size: int = 32) -> np.ndarray:
     if n < 1 or size < 1:
         raise OdinError(f"{name}: cannot make {n} images of {size}x{size} pixels; both must be > 0")
     generator = np.random.Generator(np.random.PCG64(_NOISE_SEEDS[name]))
-    images = np.empty((n, size, size, 3), np.uint8)
+    images = np.empty((n, size, size, channels), np.uint8)
     # One stream, drawn in order and in small blocks: whole it would take 250 MB of float64.
     for start in range(0, n, 256):
         shape = images[start : start + 256].shape
@@ -372,13 +374,13 @@ def _window(name: str, total: int, skip: int, limit: int | None) -> slice:
     return slice(skip, total if limit is None else min(total, skip + limit))
 
 
-def _read(path: Path, key: str | None, skip: int, limit: int | None) -> Dataset:
+def _read(path: Path, key: str | None, skip: int, limit: int | None, channels: int) -> Dataset:
     if path.is_dir():
-        return _read_folder(path, key or path.resolve().name, skip, limit)
-    return _read_npz(path, key or path.stem, skip, limit)
+        return _read_folder(path, key or path.resolve().name, skip, limit, channels)
+    return _read_npz(path, key or path.stem, skip, limit, channels)
 
 
-def _read_folder(folder: Path, name: str, skip: int, limit: int | None) -> Dataset:
+def _read_folder(folder: Path, name: str, skip: int, limit: int | None, channels: int) -> Dataset:
     files = sorted(image_files.image_files(folder), key=lambda path: path.relative_to(folder).parts)
     if not files:
         raise OdinError(
@@ -386,11 +388,11 @@ def _read_folder(folder: Path, name: str, skip: int, limit: int | None) -> Datas
             f"subfolder a class ({', '.join(sorted(image_files.SUFFIXES))})"
         )
     files = files[_window(name, len(files), skip, limit)]
-    return Dataset(name, image_files.read_images(files), None, str(folder))
+    return Dataset(name, image_files.read_images(files, channels), None, str(folder))
 
 
-def _read_npz(path: Path, name: str, skip: int, limit: int | None) -> Dataset:
-    images, labels = image_files.read_npz(path)
+def _read_npz(path: Path, name: str, skip: int, limit: int | None, channels: int) -> Dataset:
+    images, labels = image_files.read_npz(path, channels)
     found = Dataset(name, images, labels, str(path))
     window = _window(name, len(found), skip, limit)
     return found.part(window.start, window.stop)

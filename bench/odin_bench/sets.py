@@ -24,7 +24,8 @@ def in_set(parsed: argparse.Namespace, spec: Spec) -> Dataset:
     name = parsed.in_dataset or spec.in_dataset
     if name is None:
         raise OdinError("the bundle names no in-distribution set; give one with --in-dataset")
-    found = _cropped(datasets.load(name, parsed.data, role="in"), parsed.crop)
+    loaded = datasets.load(name, parsed.data, role="in", channels=spec.channels)
+    found = _cropped(loaded, parsed.crop)
     if found.labels is not None and found.labels.max() >= spec.classes:
         raise OdinError(
             f"{found.name} has labels up to {found.labels.max()}, but {spec.model} has "
@@ -63,7 +64,8 @@ def out_sets(
     loaded = []
     for name in parsed.out_dataset or datasets.available(parsed.data, in_images.name):
         try:
-            out_set = _cropped(datasets.load(name, parsed.data, role="out"), parsed.crop)
+            out_set = datasets.load(name, parsed.data, role="out", channels=spec.channels)
+            out_set = _cropped(out_set, parsed.crop)
             datasets.protocol_split(in_images, out_set, limit=parsed.limit)
             sample = out_set.part(0, 1)
             check_images((sample.resized(*scaled) if scaled else sample).images, spec)

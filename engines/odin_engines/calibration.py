@@ -11,7 +11,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from typing import Any, get_args
 
 import numpy as np
@@ -25,6 +25,10 @@ DECISION = "is_ood"  # the output of an ODIN graph that carries it
 @dataclass(frozen=True)
 class Calibration:
     """Scores of held-out in-distribution images.
+
+    They say something of images that were prepared in the same way alone: scaled and cropped
+    likewise. `odin-score` and the services that decode image files see to that by `size` and
+    `crop`; who gives arrays to a `Scorer` has to do so too.
 
     Attributes:
         threshold: images that score below it are taken for out-of-distribution.
@@ -40,6 +44,10 @@ class Calibration:
         engine: by which they were scored.
         precision: in which.
         method, temperature, magnitude: of the score.
+        size: height and width of the images as they were scored; None in a bundle that was
+            calibrated before odin.json told it.
+        crop: inner pixels of each side that were kept before that; None kept all.
+        scaled: whether they were then scaled to `size`, or had it.
     """
 
     threshold: float
@@ -56,6 +64,9 @@ class Calibration:
     method: Method
     temperature: float
     magnitude: float
+    size: tuple[int, int] | None = None
+    crop: int | None = None
+    scaled: bool = False
 
     def is_ood(self, scores: np.ndarray) -> np.ndarray:
         """Whether each image is taken for out-of-distribution, bool; a score that is NaN is."""
@@ -129,14 +140,16 @@ def read_calibration(entry: object, threshold: float | None) -> Calibration | No
         raise ValueError("calibration is not a description")
     if threshold is None:
         raise ValueError("there is a calibration without a threshold")
-    names = [each.name for each in dataclasses.fields(Calibration) if each.name != "threshold"]
-    missing = [name for name in names if name not in entry]
+    fields = [each for each in dataclasses.fields(Calibration) if each.name != "threshold"]
+    missing = [each.name for each in fields if each.default is MISSING and each.name not in entry]
     if missing:
         raise ValueError(f"calibration does not say {', '.join(missing)}")
-    known = {name: entry[name] for name in names}
+    known = {each.name: entry.get(each.name, each.default) for each in fields}
     _check(known)
+    _check_preparation(known)
     for name in ("interval", "quantiles"):
         known[name] = tuple(map(float, known[name]))
+    known["size"] = known["size"] and tuple(known["size"])
     return Calibration(threshold=float(threshold), **known)
 
 
@@ -162,6 +175,23 @@ def _check(known: Mapping[str, Any]) -> None:
             raise ValueError(f"calibration's {name} holds something that is not a number")
         if any(a > b for a, b in itertools.pairwise(values)):
             raise ValueError(f"calibration's {name} does not ascend")
+
+
+def _check_preparation(known: Mapping[str, Any]) -> None:
+    """What was done to the images."""
+    size = known["size"]
+    if size is not None and not (
+        isinstance(size, list) and len(size) == 2 and all(map(_is_count, size))
+    ):
+        raise ValueError("calibration's size is not a height and a width")
+    if known["crop"] is not None and not _is_count(known["crop"]):
+        raise ValueError("calibration's crop is not a number of pixels")
+    if type(known["scaled"]) is not bool:
+        raise ValueError("calibration's scaled is neither true nor false")
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value > 0
 
 
 def _is_finite(value: object) -> bool:

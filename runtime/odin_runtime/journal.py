@@ -8,13 +8,16 @@ together again, and rounding comes out the same.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from odin_engines.errors import OdinError
 
 Row = dict[str, Any]
+_MOST_HEADER = 1 << 16
 
 try:
     import fcntl
@@ -26,7 +29,7 @@ class Journal:
     """The rows of a run so far.
 
     Args:
-        path: of the file; made if there is none.
+        path: of the file; made if there is none. Another program's is left alone.
         about: what the run is, in values that JSON has.
         chunk: rows that are scored together.
         resume: whether to go on with what is there.
@@ -36,29 +39,38 @@ class Journal:
         count: rows that it holds now.
 
     Raises:
-        OdinError: there is an earlier run's, and it is not to be resumed, or is another run's; or
-            another process is writing it.
+        OdinError: there is an earlier run's, and it is not to be resumed, or is another run's; the
+            file is no run's; another process is writing it; or it cannot be written.
     """
 
     def __init__(self, path: Path, about: Mapping[str, Any], chunk: int, *, resume: bool) -> None:
         self.path = path
         self._about = json.dumps(about, sort_keys=True)
         try:
-            self._file = path.open("a+b")
+            self._file = self._locked()
         except OSError as error:
-            raise OdinError(f"cannot write {path}: {error.strerror}") from error
+            raise OdinError(f"cannot write {path}: {error.strerror or error}") from error
         try:
-            self._lock()
             self.done = self.count = self._taken_up(chunk, resume)
+        except OSError as error:
+            self.close()
+            raise OdinError(f"cannot write {path}: {error.strerror or error}") from error
         except BaseException:
-            self._file.close()
+            self.close()
             raise
 
     def append(self, rows: Sequence[Row]) -> None:
-        """Add a chunk; once this returns, it outlives the process."""
+        """Add a chunk; once this returns, it outlives the process.
+
+        Raises:
+            OdinError: the disk is full; what was added before stays.
+        """
         lines = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
-        self._file.write(lines.encode())
-        self._file.flush()
+        try:
+            self._file.write(lines.encode())
+            self._file.flush()
+        except OSError as error:
+            raise OdinError(f"cannot write {self.path}: {error.strerror or error}") from error
         self.count += len(rows)
 
     def rows(self) -> Iterator[Row]:
@@ -70,30 +82,45 @@ class Journal:
 
     def close(self) -> None:
         """Let go of the file, which stays."""
-        self._file.close()
+        with suppress(OSError):  # a chunk did not fit on the disk, as was told; it is cut off later
+            self._file.close()
 
     def remove(self) -> None:
         """Close and remove the file."""
         self.path.unlink(missing_ok=True)
         self.close()
 
-    def _lock(self) -> None:
-        if fcntl is None:
-            return
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OdinError(f"another process is writing {self.path}; wait for it") from None
+    def _locked(self) -> BinaryIO:
+        """The file, for this process alone."""
+        while True:
+            if self.path.exists() and not self.path.is_file():
+                raise OdinError(f"cannot write {self.path}, which is no file; remove it")
+            file = self.path.open("a+b")
+            try:
+                if fcntl is None:
+                    return file
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if _is_at(self.path, file):
+                    return file
+                file.close()  # whoever wrote it is done, and has removed it meanwhile
+            except BlockingIOError:
+                file.close()
+                raise OdinError(f"another process is writing {self.path}; wait for it") from None
 
     def _taken_up(self, chunk: int, resume: bool) -> int:
         """Cut off what is not a whole chunk; return how many rows are left."""
         self._file.seek(0)
-        first = self._file.readline()
-        if not first.endswith(b"\n"):  # none, or killed while it was begun
+        header = self._about.encode() + b"\n"
+        first = self._file.readline(_MOST_HEADER)
+        if first != header and header.startswith(first):  # none, or killed while it was begun
             self._file.truncate(0)
-            self._file.write(self._about.encode() + b"\n")
+            self._file.write(header)
             self._file.flush()
             return 0
+        if not _is_row(first):
+            raise OdinError(
+                f"{self.path} is in the way: it does not hold rows of odin-score; move it away"
+            )
         if not resume:
             raise OdinError(
                 f"{self.path} is left of a run that was interrupted: go on with --resume, or "
@@ -112,8 +139,7 @@ class Journal:
         return done
 
     def _check_same(self, first: bytes) -> None:
-        earlier = json.loads(first)
-        about = json.loads(self._about)
+        earlier, about = json.loads(first), json.loads(self._about)
         for name in sorted({*earlier, *about}):
             if earlier.get(name) != about.get(name):
                 raise OdinError(
@@ -126,4 +152,11 @@ def _is_row(line: bytes) -> bool:
     try:
         return isinstance(json.loads(line), dict)
     except ValueError:
+        return False
+
+
+def _is_at(path: Path, file: BinaryIO) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
         return False

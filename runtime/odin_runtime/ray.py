@@ -25,10 +25,10 @@ from odin_engines.bundle import read_bundle
 from odin_engines.errors import OdinError
 from odin_engines.spec import Spec
 from odin_runtime.gpu_options import STREAMING
-from odin_runtime.image_files import decode_rgb
+from odin_runtime.image_files import decode
 from odin_runtime.images import check_images
 from odin_runtime.metrics import SECONDS, score_buckets
-from odin_runtime.preparation import Preparation, usual_size
+from odin_runtime.preparation import Preparation, usual, usual_size
 from odin_runtime.scorer import Scorer
 
 Columns = dict[str, np.ndarray]
@@ -45,8 +45,9 @@ class OdinPredictor:
             float32, normalised.
         keep_images: whether that column stays.
         prefix: of the new columns' names.
-        prepare: how raw images become the network's; None scales them to `usual_size`. Normalised
-            ones are taken as they are.
+        prepare: how raw images become the network's; None does as `preparation.usual`: what was
+            done to the calibration's, else scaling to the network's size. Normalised ones are taken
+            as they are.
         options: of `Scorer.open`. On the CPU, `threads` is what Ray gives the worker (num_cpus).
 
     Raises:
@@ -68,7 +69,7 @@ class OdinPredictor:
         self._column = column
         self._keep = keep_images
         self._prefix = prefix
-        self._prepare = prepare or Preparation(size=usual_size(self._scorer.spec))
+        self._prepare = prepare or usual(self._scorer.bundle)
 
     def __call__(self, batch: Columns) -> Columns:
         """Score a batch of format "numpy", which is the default.
@@ -118,7 +119,7 @@ class OdinService:
         bundle: the folder, where each node finds it.
         batch_size: the most requests that are scored together.
         wait: seconds that a request waits for others.
-        prepare: how decoded images become the network's; None scales them to `usual_size`.
+        prepare: how decoded images become the network's; None does as `preparation.usual`.
         options: of `Scorer.open`. On the CPU, `threads` is what Ray gives the replica (num_cpus).
 
     Raises:
@@ -137,14 +138,14 @@ class OdinService:
         from ray import serve
 
         self._scorer = _opened(bundle, options)
-        self._prepare = prepare or Preparation(size=usual_size(self._scorer.spec))
+        self._prepare = prepare or usual(self._scorer.bundle)
         self._metrics = _Metrics(self._scorer)
         self._score = serve.batch(
             self._score_together, max_batch_size=batch_size, batch_wait_timeout_s=wait
         )
         # The first call of an engine may take seconds; Serve sends requests once this is done.
         for count in (1, batch_size):
-            self._scorer.score(_blank(count, self._scorer.spec))
+            self._scorer.score(_blank(count, self._scorer.spec, self._prepare))
 
     async def __call__(self, request: Any) -> Any:
         """Answer one request of Starlette's."""
@@ -167,7 +168,8 @@ class OdinService:
         return 200, await self._score(image)
 
     def _decoded(self, body: bytes) -> np.ndarray:
-        return _prepared(decode_rgb(io.BytesIO(body), "the body"), self._prepare, self._scorer.spec)
+        spec = self._scorer.spec
+        return _prepared(decode(io.BytesIO(body), "the body", spec.channels), self._prepare, spec)
 
     async def _score_together(self, images: list[np.ndarray]) -> list[dict[str, Any]]:
         return await asyncio.to_thread(self._answers, images)
@@ -295,7 +297,8 @@ def _prepared(image: Any, prepare: Preparation, spec: Spec) -> np.ndarray:
     if array.ndim == 2 and spec.channels == 1:
         array = array[..., None]
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != spec.channels:
-        hint = "; read_images(..., mode='RGB') gives such of any file" if spec.channels == 3 else ""
+        mode = {1: "L", 3: "RGB"}.get(spec.channels)
+        hint = f"; read_images(..., mode='{mode}') gives such of any file" if mode else ""
         raise OdinError(
             f"an image is {array.shape} {array.dtype}; give (H, W, {spec.channels}) uint8, raw, or "
             f"({spec.channels}, H, W) float32, normalised{hint}"
@@ -306,7 +309,7 @@ def _prepared(image: Any, prepare: Preparation, spec: Spec) -> np.ndarray:
 def _scored(scorer: Scorer, images: Sequence[np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
     """Each score's name and its values, (N,); images of one size are scored together."""
     if not images:
-        yield from scorer.score(_blank(0, scorer.spec)).arrays().items()
+        yield from scorer.score(_blank(0, scorer.spec, Preparation())).arrays().items()
         return
     alike: dict[Any, list[int]] = {}
     for place, image in enumerate(images):
@@ -320,11 +323,13 @@ def _scored(scorer: Scorer, images: Sequence[np.ndarray]) -> Iterator[tuple[str,
         yield name, np.concatenate([part[name] for part in parts])[order]
 
 
-def _blank(count: int, spec: Spec) -> np.ndarray:
-    return np.zeros((count, *usual_size(spec), spec.channels), np.uint8)
+def _blank(count: int, spec: Spec, prepare: Preparation) -> np.ndarray:
+    """Images as they come out of a preparation."""
+    size = prepare.final(spec) or usual_size(spec)
+    return np.zeros((count, *size, spec.channels), np.uint8)
 
 
 def _plain(value: np.generic) -> Any:
-    """For JSON, which has no NaN."""
+    """For JSON, which has neither NaN nor infinities."""
     number = value.item()
-    return None if isinstance(number, float) and math.isnan(number) else number
+    return None if isinstance(number, float) and not math.isfinite(number) else number

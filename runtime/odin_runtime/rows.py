@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import heapq
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -97,7 +98,8 @@ def lowest(rows: Iterable[Row], column: str, most: int | None) -> list[Row]:
         value = row.get(column)
         return (value is None, 0 if value is None else value)
 
-    return sorted(rows, key=key)[:most]
+    # Equal ones stay in their order either way; of a few, the others are not kept in memory.
+    return sorted(rows, key=key) if most is None else heapq.nsmallest(most, rows, key=key)
 
 
 def _plain(values: np.ndarray) -> list[float | None]:
@@ -108,9 +110,12 @@ def _plain(values: np.ndarray) -> list[float | None]:
 def _write_csv(path: Path, rows: Iterable[Row], names: Sequence[str]) -> None:
     # Names of files that are no UTF-8 come out as the bytes that they are.
     with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(names)
+        usual = csv.writer(file, lineterminator="\n")
+        # Which does not quote a carriage return, that readers take for the end of a row.
+        careful = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
+        usual.writerow(names)
         for row in rows:
+            writer = careful if "\r" in f"{row['path']}{row['error']}" else usual
             writer.writerow([_cell(row.get(name)) for name in names])
 
 
@@ -135,8 +140,12 @@ def _write_parquet(path: Path, rows: Iterable[Row], names: Sequence[str]) -> Non
 
 
 def _in_unicode(row: Row) -> Row:
-    path = row["path"].encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-    return {**row, "path": path}
+    """Parquet's text is UTF-8; names of files need not be, and errors name them."""
+    texts = {name: value for name, value in row.items() if isinstance(value, str)}
+    return row | {
+        name: text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+        for name, text in texts.items()
+    }
 
 
 def _groups(rows: Iterable[Row]) -> Iterator[list[Row]]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import itertools
+import hashlib
+import json
 import math
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,13 +18,13 @@ import numpy as np
 
 from odin_engines import command
 from odin_engines.bundle import Bundle, read_bundle
-from odin_engines.calibration import Calibration
+from odin_engines.calibration import Calibration, as_json
 from odin_engines.engine import ENGINES
 from odin_engines.errors import OdinError
 from odin_runtime import drift, rows, sources
-from odin_runtime.flagged import copy_flagged
+from odin_runtime.flagged import check_folder, copy_flagged
 from odin_runtime.journal import Journal
-from odin_runtime.preparation import Preparation, usual_size
+from odin_runtime.preparation import Preparation, usual, usual_size
 from odin_runtime.score_run import CHUNK, Decision, Run
 from odin_runtime.scorer import Scorer
 
@@ -36,13 +39,16 @@ examples:
         every image below photos/
   odin-score my-bundle 'photos/**/*.jpg' more.npz shard-0001.tar --output scores.parquet
         a glob, the array x of an .npz file, the images in a tar archive
-  find photos -newer yesterday | odin-score my-bundle - --output scores.jsonl
-        a list of paths on standard input
+  find photos -newer yesterday -type f -print0 | odin-score my-bundle - --output scores.jsonl
+        a list of paths on standard input, one a line or ended by NUL each
   odin-score my-bundle photos/ --output scores.csv --resume
         goes on where an interrupted run stopped; anew, if there is none
   odin-score my-bundle photos/ --output worst.csv --sort score --top 50 --copy-flagged odd/
         the 50 lowest scores; and copies of all images that are out-of-distribution
 """
+# What of a bundle's description changes scores of the same graph.
+_SETTINGS = ("temperature", "magnitude", "mean", "std", "input_type")
+_TOLD = 5  # images that cannot be read, of which the summary tells why
 _SORTED = ("score", "baseline", "percentile")
 
 
@@ -91,7 +97,8 @@ def _parser() -> argparse.ArgumentParser:
         type=_size,
         metavar="N|HxW|keep",
         help="then scale to N x N, or H high and W wide; keep leaves images as they are (default: "
-        "the network's only size, or its smallest)",
+        "that of the calibration's images, or the network's only size, or its smallest); without "
+        "any of these three, images are cropped as the calibration's too",
     )
     images.add_argument(
         "--strict",
@@ -132,45 +139,66 @@ def _parser() -> argparse.ArgumentParser:
     table.add_argument(
         "--resume",
         action="store_true",
-        help="go on with an interrupted run of the same images, bundle and flags",
+        help="go on with an interrupted run of the same bundle, flags and images, which are known "
+        "by their names",
     )
     return parser
 
 
 def _score(parsed: argparse.Namespace) -> int:
-    bundle = _checked(parsed)
-    listed = sys.stdin.read().splitlines() if sources.LIST in parsed.paths else []
+    with warnings.catch_warnings():
+        warnings.showwarning = _tell_warning
+        return _scored(parsed, _checked(parsed))
+
+
+def _scored(parsed: argparse.Namespace, bundle: Bundle) -> int:
+    listed = _listed(parsed.paths)
     prepare = _preparation(parsed, bundle)
     options = {"precision": parsed.precision, "threads": parsed.threads}
+    partial = parsed.output.with_name(f"{parsed.output.name}.partial")
+
+    def items() -> Iterator[sources.Item]:
+        return sources.items(parsed.paths, listed, bundle.spec.channels)
+
     with Scorer.open(bundle, parsed.engine, **options) as scorer:
         decision = Decision(parsed.threshold)
-        run = Run(scorer, prepare, decision, parsed.strict)
-        partial = parsed.output.with_name(f"{parsed.output.name}.partial")
         journal = Journal(partial, _about(scorer, prepare, decision), CHUNK, resume=parsed.resume)
-        try:
-            _run(run, sources.items(parsed.paths, listed), journal)
-        except BaseException:
-            if not journal.count:
-                journal.remove()
-                raise
-            journal.close()
-            print(f"{partial} keeps the rows so far; --resume goes on from there", file=sys.stderr)
-            raise
-    names = rows.columns(
-        scorer.spec.scores, _decides(parsed, bundle), not isinstance(scorer.calibration(), str)
-    )
-    written = journal.rows()
-    if parsed.sort:
-        written = iter(rows.lowest(written, parsed.sort, parsed.top))
-    rows.write(parsed.output, written, names)
-    if parsed.copy_flagged:
-        copy_flagged(sources.items(parsed.paths, listed), journal.rows(), parsed.copy_flagged)
-    _summarise(parsed, journal.rows())
-    scores = [row["score"] for row in journal.rows() if row["error"] is None]
-    journal.remove()
+        with _kept(journal):
+            _run(Run(scorer, prepare, decision, parsed.strict), items(), journal)
+            _write_table(parsed, scorer, journal)
+            if parsed.copy_flagged:
+                copy_flagged(items(), journal.rows(), parsed.copy_flagged)
+            summary = _summary(parsed, journal.rows())
+            scores = _scores(journal) if parsed.drift_against else []
+    print("\n".join(map(_printable, summary)))
     if parsed.drift_against:
         _tell_drift(np.array(scores, np.float32), _drift_calibration(parsed, bundle))
     return 0
+
+
+@contextmanager
+def _kept(journal: Journal) -> Iterator[None]:
+    """Remove a journal when all is done; after an error keep it, if it has rows."""
+    try:
+        yield
+    except BaseException:
+        if journal.count:
+            journal.close()
+            kept = f"{journal.path} keeps the rows so far; --resume goes on from there"
+            print(kept, file=sys.stderr)
+        else:
+            journal.remove()
+        raise
+    journal.remove()
+
+
+def _listed(paths: Sequence[str]) -> list[str]:
+    """The paths on standard input, where it is asked for."""
+    if sources.LIST not in paths:
+        return []
+    if sys.stdin is None:
+        raise OdinError(f"{sources.LIST} wants a list of paths on standard input, which is closed")
+    return sources.paths_of_list(sys.stdin.buffer.read())
 
 
 def _checked(parsed: argparse.Namespace) -> Bundle:
@@ -180,41 +208,95 @@ def _checked(parsed: argparse.Namespace) -> Bundle:
     bundle = read_bundle(Path(parsed.bundle))
     if parsed.top and not parsed.sort:
         raise OdinError("--top wants --sort, which says what comes first")
-    if parsed.sort == "percentile" and bundle.calibration is None:
-        raise OdinError(f"--sort percentile: bundle {bundle.path} is not calibrated")
+    problem = _uncalibrated(bundle)
+    if parsed.sort == "percentile" and problem:
+        raise OdinError(f"--sort percentile wants a calibration: {problem}")
     if parsed.drift_against:
         _drift_calibration(parsed, bundle)
-    if parsed.copy_flagged and not _decides(parsed, bundle):
-        raise OdinError(
-            "--copy-flagged wants a threshold: give --threshold, or calibrate the bundle with "
-            f"'odin-bench {bundle.argument} --calibrate IN_DATASET'"
-        )
-    if parsed.copy_flagged and parsed.copy_flagged.exists() and not parsed.copy_flagged.is_dir():
-        raise OdinError(f"--copy-flagged {parsed.copy_flagged} is no folder")
+    if parsed.copy_flagged and problem and parsed.threshold is None:
+        raise OdinError(f"--copy-flagged wants a threshold: give --threshold; {problem}")
+    if parsed.copy_flagged:
+        check_folder(parsed.copy_flagged, parsed.paths)
     return bundle
 
 
-def _decides(parsed: argparse.Namespace, bundle: Bundle) -> bool:
-    return parsed.threshold is not None or bundle.calibration is not None
+def _uncalibrated(bundle: Bundle) -> str | None:
+    """Why there is no threshold for the scores, and the remedy; None if there is one."""
+    known, spec = bundle.calibration, bundle.spec
+    if known is None:
+        return (
+            f"bundle {bundle.path} is not calibrated: run "
+            f"'odin-bench {bundle.argument} --calibrate IN_DATASET'"
+        )
+    return known.unlike(spec, spec.temperature, spec.magnitude)
 
 
 def _preparation(parsed: argparse.Namespace, bundle: Bundle) -> Preparation:
-    size = usual_size(bundle.spec) if parsed.size is None else parsed.size
-    return Preparation(parsed.shorter, parsed.crop, size or None)
+    """As the flags say, or as the calibration's images; what should be known of it is told.
+
+    Raises:
+        OdinError: the network takes no image of the size that all get.
+    """
+    spec, prepare = bundle.spec, usual(bundle)
+    if (parsed.shorter, parsed.crop, parsed.size) != (None, None, None):
+        size = prepare.size if parsed.size is None else parsed.size
+        prepare = Preparation(parsed.shorter, parsed.crop, size or None)
+    elif prepare != Preparation(size=usual_size(spec)):
+        print(
+            f"images are prepared as the calibration's ({prepare.in_words()}); --shorter, --crop "
+            "and --size change that",
+            file=sys.stderr,
+        )
+    try:
+        prepare.check(spec)
+    except OdinError as error:
+        raise OdinError(f"images prepared so ({prepare.in_words()}): {error}") from None
+    calibrations = [bundle.calibration]
+    if parsed.drift_against:
+        calibrations.append(_drift_calibration(parsed, bundle))
+    problems = [prepare.unlike(known, spec) for known in calibrations if known is not None]
+    if bundle.calibration is not None:
+        problems.append(_uncalibrated(bundle))
+    for problem in dict.fromkeys(filter(None, problems)):
+        warnings.warn(problem, stacklevel=2)
+    return prepare
 
 
 def _about(scorer: Scorer, prepare: Preparation, decision: Decision) -> dict[str, Any]:
-    """What the rows depend on."""
+    """What the rows depend on, beside the images."""
+    bundle = scorer.bundle
+    known = bundle.calibration and {
+        "threshold": bundle.spec.threshold,
+        **as_json(bundle.calibration),
+    }
+    others = [plan.file for plan in bundle.plans if plan.engine != scorer.engine]
     size = None if prepare.size is None else list(prepare.size)
     return {
-        "schema": 1,
-        "bundle": scorer.bundle.files,
-        "calibration": scorer.bundle.calibration and scorer.bundle.calibration.date,
+        "schema": 2,
+        "bundle": _digest(
+            {name: bundle.files[name] for name in bundle.files if name not in others}
+        ),
+        "settings": {name: getattr(bundle.spec, name) for name in _SETTINGS},
+        "calibration": None if known is None else _digest(known),
         "engine": scorer.engine,
         "precision": scorer.precision,
         "images": {**asdict(prepare), "size": size},
         "threshold": decision.threshold,
     }
+
+
+def _digest(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _write_table(parsed: argparse.Namespace, scorer: Scorer, journal: Journal) -> None:
+    calibrated = not isinstance(scorer.calibration(), str)
+    decided = calibrated or parsed.threshold is not None
+    names = rows.columns(scorer.spec.scores, decided, calibrated)
+    written = journal.rows()
+    if parsed.sort:
+        written = iter(rows.lowest(written, parsed.sort, parsed.top))
+    rows.write(parsed.output, written, names)
 
 
 def _run(run: Run, items: Iterator[sources.Item], journal: Journal) -> None:
@@ -234,22 +316,44 @@ def _run(run: Run, items: Iterator[sources.Item], journal: Journal) -> None:
         run.go(items, journal, advance)
 
 
-def _summarise(parsed: argparse.Namespace, found: Iterator[rows.Row]) -> None:
-    scored = flagged = 0
-    problems = []
+def _scores(journal: Journal) -> list[float | None]:
+    return [row["score"] for row in journal.rows() if row["error"] is None]
+
+
+def _summary(parsed: argparse.Namespace, found: Iterator[rows.Row]) -> list[str]:
+    """Lines that say how the run went."""
+    scored = flagged = unreadable = 0
+    problems: list[str] = []
     for row in found:
         if row["error"] is None:
             scored += 1
             flagged += bool(row.get("is_ood"))
         else:
-            problems.append(row["error"])
-    print(f"{parsed.output}: {scored:,} images scored, {len(problems):,} could not be read")
-    for problem in itertools.islice(problems, 5):
-        print(f"  {problem}")
-    if len(problems) > 5:
-        print(f"  and {len(problems) - 5:,} more, told in their rows")
+            unreadable += 1
+            if len(problems) < _TOLD:
+                named = row["path"] in row["error"]
+                problems.append(row["error"] if named else f"{row['path']}: {row['error']}")
+    lines = [f"{parsed.output}: {scored:,} images scored, {unreadable:,} could not be read"]
+    lines += [f"  {problem}" for problem in problems]
+    if unreadable > _TOLD:
+        lines.append(f"  and {unreadable - _TOLD:,} more, told in their rows")
     if scored and (flagged or parsed.copy_flagged):
-        print(f"  {flagged:,} out-of-distribution ({100 * flagged / scored:.1f} %)")
+        lines.append(f"  {flagged:,} out-of-distribution ({100 * flagged / scored:.1f} %)")
+    return lines
+
+
+def _printable(text: str) -> str:
+    """A line for the terminal; names of files may hold line ends, and bytes that are no text."""
+    escaped = "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
+    )
+    coding = sys.stdout.encoding or "utf-8"
+    return escaped.encode(coding, "backslashreplace").decode(coding)
+
+
+def _tell_warning(message: Warning | str, *_: object, **__: object) -> None:
+    """In place of Python's own form, which names lines of code."""
+    print(f"odin-score: warning: {message}", file=sys.stderr, flush=True)
 
 
 def _drift_calibration(parsed: argparse.Namespace, bundle: Bundle) -> Calibration:

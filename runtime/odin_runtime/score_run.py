@@ -19,6 +19,7 @@ from odin_runtime.scores import Scores
 from odin_runtime.sources import Item
 
 CHUNK = 64  # images that are scored together
+_TOLERANT = "without --strict it would be told in its row"
 _AHEAD = 4  # chunks that are decoded while others are scored
 
 
@@ -69,9 +70,10 @@ class Run:
                 be read.
 
         Raises:
-            OdinError: the items are not those that the journal was begun with; or `strict`.
+            OdinError: the items are not those that the journal was begun with; or `strict`, and an
+                image cannot be read, or could not by the earlier run.
         """
-        _skip(items, journal)
+        _skip(items, journal, self.strict)
         with ThreadPoolExecutor(self.workers) as pool:
             waiting: deque[tuple[list[Item], list[Future[np.ndarray | str]]]] = deque()
             try:
@@ -101,7 +103,7 @@ class Run:
         decoded = [future.result() for future in decoding]
         problems = [found for found in decoded if isinstance(found, str)]
         if problems and self.strict:
-            raise OdinError(f"{problems[0]}; without --strict it would be told in its row")
+            raise OdinError(f"{problems[0]}; {_TOLERANT}")
         journal.append(self._rows(chunk, decoded))
         progress(len(chunk), len(problems))
 
@@ -135,7 +137,7 @@ def _by_size(decoded: Iterable[np.ndarray | str]) -> Iterator[tuple[list[int], n
         yield found, np.stack([images[place] for place in found])
 
 
-def _skip(items: Iterator[Item], journal: Journal) -> None:
+def _skip(items: Iterator[Item], journal: Journal, strict: bool) -> None:
     """Pass by the items that were scored, and check that they are the same."""
     for row in itertools.islice(journal.rows(), journal.done):
         item = next(items, None)
@@ -146,3 +148,5 @@ def _skip(items: Iterator[Item], journal: Journal) -> None:
                 f"{name or 'no more'}: they are not those of the run that was interrupted; remove "
                 "it to start anew"
             )
+        if strict and row["error"] is not None:
+            raise OdinError(f"{row['error']}; {_TOLERANT}")

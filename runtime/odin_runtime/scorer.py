@@ -166,7 +166,9 @@ class Scorer:
 
         Args:
             images: (N, H, W, C) uint8, raw; or (N, C, H, W) float32, already normalised. Engines
-                "trt" and "rtx" take arrays on the device too.
+                "trt" and "rtx" take arrays on the device too. A threshold is meant for images
+                scaled and cropped as the calibration's (its `size` and `crop`): nothing here
+                sees to that.
             temperature, magnitude: in place of the bundle's; only for a bundle exported with
                 --tunable, or the torch engine; split plans take any magnitude.
             magnitudes: several at once, in place of `magnitude`, at most 512; for split plans

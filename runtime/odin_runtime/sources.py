@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -13,7 +14,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from odin_engines.errors import OdinError
-from odin_runtime.image_files import SUFFIXES, decode_rgb, read_npz
+from odin_runtime.image_files import SUFFIXES, decode, read_npz
 
 LIST = "-"
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -26,7 +27,7 @@ class Item:
 
     Attributes:
         name: its path; of an image in a file of several, the file's and its place in it.
-        read: decodes it to uint8 (H, W, 3), RGB; raises OdinError.
+        read: decodes it to uint8 (H, W, C); raises OdinError.
         encoded: its bytes as they lie on disk, for a copy; None for an array.
     """
 
@@ -42,6 +43,11 @@ def check_paths(paths: Iterable[str]) -> None:
         OdinError: naming the first where there is nothing.
     """
     for path in paths:
+        if not path:
+            raise OdinError(
+                "a PATH is empty, perhaps of a variable that is not set; name . if the "
+                "folder here is meant"
+            )
         if path == LIST or Path(path).exists():
             continue
         if not _is_glob(path):
@@ -53,23 +59,40 @@ def check_paths(paths: Iterable[str]) -> None:
             raise OdinError(f"{path} matches nothing; quote a glob so that ** works, and check it")
 
 
-def items(paths: Iterable[str], listed: Iterable[str]) -> Iterator[Item]:
+def paths_of_list(content: bytes) -> list[str]:
+    """The paths of a list: one a line, or ended by NUL each as by find -print0."""
+    end = b"\0" if b"\0" in content else b"\n"
+    lines = content.split(end)
+    if end == b"\n":
+        lines = [line.removesuffix(b"\r") for line in lines]
+    return [os.fsdecode(line) for line in lines if line]
+
+
+def items(paths: Iterable[str], listed: Sequence[str], channels: int) -> Iterator[Item]:
     """All images at these paths, always in the same order; files are opened when it is their turn.
 
     A path that holds no image, or cannot be read, is an item that raises OdinError when it is read.
 
     Args:
         paths: in the order of the command line; what a folder or a glob holds comes sorted.
-        listed: lines of the list that stands for `LIST`.
+        listed: the paths that stand for `LIST`.
+        channels: of the images.
     """
     for path in paths:
         if path == LIST:
-            yield from items((line for each in listed if (line := each.rstrip("\r\n"))), ())
-        elif _is_glob(path) and not Path(path).exists():
-            for found in _matches(path):
-                yield from _at(found)
-        else:
-            yield from _at(Path(path))
+            yield from items((each for each in listed if each != LIST), (), channels)
+            continue
+        found = [Path(path)]
+        try:
+            if _is_glob(path) and not found[0].exists():
+                found = _matches(path)
+        except (OdinError, OSError, ValueError) as error:  # of a list, which nobody checked before
+            yield _unreadable(path, f"{path} cannot be read: {error}")
+            continue
+        if not found:
+            yield _unreadable(path, f"{path} does not exist, and as a glob matches nothing")
+        for each in found:
+            yield from _at(each, channels)
 
 
 def _is_glob(path: str) -> bool:
@@ -77,43 +100,60 @@ def _is_glob(path: str) -> bool:
 
 
 def _matches(pattern: str) -> list[Path]:
-    """The files that match; what lies in a folder matches by itself, or is not meant."""
+    """The files that match; what lies in a folder matches by itself, or is not meant.
+
+    Raises:
+        OdinError: it is no pattern.
+    """
     anchor = Path(Path(pattern).anchor)
-    found = anchor.glob(str(Path(pattern).relative_to(anchor)))
+    try:
+        found = list(anchor.glob(str(Path(pattern).relative_to(anchor))))
+    except (ValueError, NotImplementedError) as error:
+        raise OdinError(f"{pattern} is no glob that can be followed: {error}") from error
     return sorted(path for path in found if path.is_file())
 
 
-def _at(path: Path) -> Iterator[Item]:
+def _at(path: Path, channels: int) -> Iterator[Item]:
     name = path.name.lower()
-    if path.is_dir():
-        yield from _in_folder(path)
+    try:
+        is_folder = path.is_dir()
+    except OSError as error:
+        yield _unreadable(str(path), f"{path} cannot be read: {error.strerror}")
+        return
+    if is_folder:
+        yield from _in_folder(path, channels)
     elif name.endswith(".npz"):
-        yield from _in_npz(path)
+        yield from _in_npz(path, channels)
     elif name.endswith(TAR_SUFFIXES):
-        yield from _in_tar(path)
+        yield from _in_tar(path, channels)
     else:
-        yield Item(str(path), partial(decode_rgb, path, str(path)), path.read_bytes)
+        read = partial(decode, path, str(path), channels)
+        yield Item(str(path), read, path.read_bytes)
 
 
-def _in_folder(folder: Path) -> Iterator[Item]:
+def _in_folder(folder: Path, channels: int) -> Iterator[Item]:
     """Image files below it, and archives of images."""
     suffixes = (*SUFFIXES, ".npz", *TAR_SUFFIXES)
-    found = [
-        file
-        for file in folder.rglob("*")
-        # macOS leaves "._name.png" files behind that are no images.
-        if file.name.lower().endswith(suffixes) and not file.name.startswith(".")
-    ]
-    if not found:
+    closed: list[OSError] = []
+    found: list[Path] = []
+    for place, _, names in os.walk(folder, onerror=closed.append):
+        for name in names:
+            # macOS leaves "._name.png" files behind that are no images.
+            if name.lower().endswith(suffixes) and not name.startswith("."):
+                found.append(Path(place, name))
+    for error in sorted(closed, key=lambda error: str(error.filename)):
+        yield _unreadable(str(error.filename), f"{error.filename} cannot be read: {error.strerror}")
+    if not found and not closed:
         yield _unreadable(str(folder), f"{folder} holds no images ({', '.join(sorted(suffixes))})")
     for file in sorted(found, key=lambda file: file.relative_to(folder).parts):
-        if file.is_file():
-            yield from _at(file)
+        # A link to nothing is told in its row; what never ends, as a pipe, is not opened.
+        if file.is_file() or not file.exists():
+            yield from _at(file, channels)
 
 
-def _in_npz(path: Path) -> Iterator[Item]:
+def _in_npz(path: Path, channels: int) -> Iterator[Item]:
     try:
-        images, _ = read_npz(path)
+        images, _ = read_npz(path, channels)
     except OdinError as error:
         yield _unreadable(str(path), str(error))
         return
@@ -121,8 +161,9 @@ def _in_npz(path: Path) -> Iterator[Item]:
         yield Item(f"{path}[{index}]", partial(images.__getitem__, index))
 
 
-def _in_tar(path: Path) -> Iterator[Item]:
+def _in_tar(path: Path, channels: int) -> Iterator[Item]:
     """Members in the order of the archive, which need not be seekable."""
+    empty = True
     try:
         with tarfile.open(path, "r|*") as archive:
             for member in archive:
@@ -135,13 +176,19 @@ def _in_tar(path: Path) -> Iterator[Item]:
                 assert file is not None  # of a member that is a file
                 content = file.read()
                 name = f"{path}/{member.name}"
-                yield Item(name, partial(_decoded, content, name), partial(bytes, content))
+                empty = False
+                yield Item(
+                    name, partial(_decoded, content, name, channels), partial(bytes, content)
+                )
     except _TAR_ERRORS as error:
         yield _unreadable(str(path), f"{path} cannot be read to its end: {error}")
+        return
+    if empty:
+        yield _unreadable(str(path), f"{path} holds no images ({', '.join(sorted(SUFFIXES))})")
 
 
-def _decoded(content: bytes, name: str) -> np.ndarray:
-    return decode_rgb(io.BytesIO(content), name)
+def _decoded(content: bytes, name: str, channels: int) -> np.ndarray:
+    return decode(io.BytesIO(content), name, channels)
 
 
 def _unreadable(name: str, problem: str) -> Item:

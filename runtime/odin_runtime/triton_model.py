@@ -1,5 +1,7 @@
 """A bundle as a model of Triton's Python backend: raw images in, scores and decisions out.
 
+Images are scored as they come: clients scale and crop them as was done before the calibration.
+
 The server's repository holds a model.py of one line, which takes `TritonPythonModel` from here;
 `odin-export BUNDLE --triton-repository DIR` writes it.
 """

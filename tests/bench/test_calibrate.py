@@ -7,9 +7,11 @@ import math
 import numpy as np
 import pytest
 
-from odin_bench.calibrate import check_count, held_out, threshold_and_interval
+from odin_bench.calibrate import calibration_of, check_count, held_out, threshold_and_interval
 from odin_bench.datasets import Dataset
+from odin_engines.bundle import Bundle
 from odin_engines.errors import OdinError
+from odin_runtime import Scorer
 
 
 @pytest.mark.parametrize(("count", "tpr"), [(20, 0.95), (1000, 0.95), (9000, 0.99), (333, 0.5)])
@@ -66,3 +68,26 @@ def test_images_for_tuning_are_left_out(count: int, limit: int, start: int, stop
     images = np.arange(count, dtype=np.uint16).view(np.uint8).reshape(count, 1, 2, 1)
     found = held_out(Dataset("in", images, None, "memory"), limit)
     np.testing.assert_array_equal(found.images, images[start:stop])
+
+
+@pytest.mark.parametrize(
+    ("side", "crop", "scaled", "wanted"),
+    [
+        (32, None, None, ((32, 32), None, False, "as they are")),
+        (32, 32, None, ((32, 32), 32, False, "larger images cropped to the inner 32x32")),
+        (28, 32, None, ((28, 28), None, False, "larger images cropped to the inner 32x32")),
+        (28, None, (32, 32), ((32, 32), None, True, "scaled to 32x32, bilinearly")),
+        (32, None, (32, 32), ((32, 32), None, False, "scaled to 32x32, bilinearly")),
+    ],
+)
+def test_what_is_done_to_the_images_is_told(
+    side: int,
+    crop: int | None,
+    scaled: tuple[int, int] | None,
+    wanted: tuple[tuple[int, int], int | None, bool, str],
+    tiny_bundle: Bundle,
+) -> None:
+    images = Dataset("in", np.zeros((20, side, side, 3), np.uint8), None, "memory")
+    scores = np.linspace(0.1, 0.2, 20, dtype=np.float32)
+    found = calibration_of(Scorer.open(tiny_bundle, "ort"), scores, images, 0.9, crop, scaled)
+    assert (found.size, found.crop, found.scaled, found.pixels) == wanted

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from odin_engines.bundle import Bundle
+from odin_engines.bundle import Bundle, write_calibration
 from odin_runtime import OdinError, Scorer
-from odin_runtime.preparation import Preparation
+from odin_runtime.preparation import Preparation, scaled
+from runtime.small_bundles import bundle_of, grey_images
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'odin-ood[ray]'")
 
@@ -68,6 +71,37 @@ def test_each_image_keeps_its_row_where_sizes_are_left_as_they_are(
     found = predictor({"image": objects(*images)})["score"]
     np.testing.assert_allclose(found, local, rtol=0, atol=1e-6)
     assert len(set(found.round(5).tolist())) == len(sizes)  # or their order would not show
+
+
+@pytest.mark.parametrize("crop", [None, 48])
+def test_images_are_prepared_as_the_calibrations(
+    crop: int | None,
+    calibrated: Bundle,
+    make_tiny_bundle: Callable[..., Bundle],
+    raw_images: Images,
+) -> None:
+    images = raw_images(3, 60, 50)
+    assert calibrated.calibration is not None
+    known = dataclasses.replace(calibrated.calibration, crop=crop, size=(40, 36), scaled=True)
+    bundle = write_calibration(make_tiny_bundle(), known)
+    inner = images if crop is None else images[:, 6:54, 1:49]
+    small = np.stack([scaled(image, (40, 36)) for image in inner])
+    found = OdinPredictor(bundle.path)({"image": images})
+    expected = Scorer.open(bundle).score(small)
+    np.testing.assert_allclose(found["score"], expected.score, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("axis", [True, False])
+def test_a_network_of_grey_images(axis: bool, tmp_path: Path) -> None:
+    """With an axis for the channel, and without, as read_images(mode="L") gives them."""
+    bundle = bundle_of(1, tmp_path / "grey")
+    predictor = OdinPredictor(bundle.path)
+    images = grey_images(4, 8, 8)
+    found = predictor({"image": images if axis else images[..., 0]})
+    expected = Scorer.open(bundle).score(images)
+    np.testing.assert_allclose(found["score"], expected.score, rtol=0, atol=1e-6)
+    with pytest.raises(OdinError, match=r"\(H, W, 1\) uint8, .*mode='L'\) gives such"):
+        predictor({"image": np.zeros((1, 8, 8, 3), np.uint8)})
 
 
 def test_normalised_images(

@@ -30,6 +30,7 @@ import ray
 from ray import serve
 
 from odin_runtime.ray import OdinService, deployment
+from runtime.small_bundles import bundle_of
 
 pytestmark = pytest.mark.slow
 Images = Callable[..., np.ndarray]
@@ -172,6 +173,22 @@ def _assert_told(told: dict[str, float], answers: list[dict[str, Any]]) -> None:
         near = np.abs(scores - float(end)) < 1e-6
         assert abs(count - (scores <= float(end)).sum()) <= near.sum()
     assert told["ray_odin_request_seconds_count"] == len(answers)
+
+
+def test_a_network_of_grey_images(
+    port: int, tmp_path_factory: pytest.TempPathFactory, raw_images: Images
+) -> None:
+    """Colours come in, and lie on their side; grey is scored, upright."""
+    from PIL import Image
+
+    bundle = bundle_of(1, tmp_path_factory.mktemp("grey") / "bundle")
+    picture = Image.fromarray(raw_images(1, 8, 8)[0])
+    turned, exif, file = picture.transpose(Image.Transpose.ROTATE_90), Image.Exif(), io.BytesIO()
+    exif[0x0112] = 6  # turn it back by 90 degrees, clockwise
+    turned.save(file, "png", exif=exif)
+    with running(deployment(bundle.path), "grey") as path:
+        answers = [ask(port, path, file.getvalue())]
+    assert_as_local(answers, bundle, np.asarray(picture.convert("L"))[None, ..., None])
 
 
 @pytest.mark.parametrize("method", ["POST", "GET"])

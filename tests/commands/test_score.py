@@ -219,7 +219,8 @@ def test_copies_of_what_is_out(run: Command, calibrated: Path, photos: Path, set
 def test_a_list_on_standard_input(
     run: Command, bundle: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys, "stdin", io.StringIO("photos/0003.png\nphotos/0001.png\n"))
+    listed = io.BytesIO(b"photos/0003.png\nphotos/0001.png\n")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(listed))
     assert run(score_cli.main, bundle, "-", "--output", "s.csv", *ENGINE).status == 0
     assert [row["path"] for row in table("s.csv")] == ["photos/0003.png", "photos/0001.png"]
     assert "is_ood" not in table("s.csv")[0]

@@ -117,9 +117,27 @@ def test_a_bundle_keeps_it(tmp_path: Path, tiny_spec: SpecMaker) -> None:
     assert sorted(file.name for file in plain.path.iterdir()) == sorted([*GRAPHS, "odin.json"])
 
 
+def test_what_was_done_to_the_images_is_kept(tmp_path: Path, tiny_spec: SpecMaker) -> None:
+    known = calibration(size=(32, 36), crop=32, scaled=True)
+    bundle = write_bundle(tmp_path / "tiny", tiny_spec(), GRAPHS, (), known)
+    assert read_bundle(bundle.path).calibration == known
+    file = bundle.path / "odin.json"
+    content = json.loads(file.read_text())
+    for name in ("size", "crop", "scaled"):  # as earlier versions wrote it
+        del content["calibration"][name]
+    file.write_text(json.dumps(content))
+    assert read_bundle(bundle.path).calibration == calibration()
+
+
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
+        ({"size": [32]}, "size is not"),
+        ({"size": [32, 0]}, "size is not"),
+        ({"size": "32x32"}, "size is not"),
+        ({"crop": 31.5}, "crop is not"),
+        ({"crop": -1}, "crop is not"),
+        ({"scaled": 1}, "scaled is neither"),
         ({"tpr": 1.5}, "tpr is 1.5"),
         ({"tpr": "most"}, "tpr is not a number"),
         ({"images": 0}, "images is not"),

@@ -92,3 +92,59 @@ def test_two_at_once(path: Path) -> None:
 def test_a_folder_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(OdinError, match="cannot write"):
         begun(tmp_path / "none" / "scores.csv.partial")
+
+
+@pytest.mark.parametrize("content", [b"half a download", b"text\n", b"[1]\n", b"\0" * 100_000])
+def test_a_file_of_others_is_left_alone(content: bytes, path: Path) -> None:
+    path.write_bytes(content)
+    for resume in (False, True):
+        with pytest.raises(OdinError, match="does not hold rows of odin-score; move it away"):
+            begun(path, resume=resume)
+    assert path.read_bytes() == content
+
+
+def test_what_is_no_file_is_not_written(path: Path) -> None:
+    path.symlink_to("/dev/full")
+    with pytest.raises(OdinError, match="which is no file; remove it"):
+        begun(path)
+
+
+def test_a_full_disk_keeps_the_chunks_before(path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    journal = begun(path)
+    journal.append(rows(0, 3))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 50, before[1]))
+    try:
+        with pytest.raises(OdinError, match=r"cannot write .*partial: File too large"):
+            journal.append(rows(3, 6))
+        assert journal.count == 3
+        journal.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    again = begun(path, resume=True)
+    assert again.done == 3
+    again.append(rows(3, 6))
+    assert list(again.rows()) == rows(0, 6)
+    again.close()
+
+
+def test_a_file_that_its_writer_removed_meanwhile(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Opened by the second run just before the first one is done, and locked just after."""
+    fcntl = pytest.importorskip("fcntl")
+    first = begun(path)
+    lock = fcntl.flock
+
+    def late(*arguments: Any) -> None:
+        monkeypatch.setattr(fcntl, "flock", lock)
+        first.remove()
+        lock(*arguments)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    second = begun(path, resume=True)
+    second.append(rows(0, 3))
+    assert list(second.rows()) == rows(0, 3)
+    second.remove()
+    assert not path.exists()

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -18,6 +19,7 @@ from odin_engines.errors import OdinError
 from odin_export import triton
 from odin_runtime.scorer import Scorer
 from odin_runtime.triton_model import TritonPythonModel
+from runtime.small_bundles import bundle_of, grey_images
 
 
 @dataclass
@@ -96,10 +98,10 @@ Opened = Callable[..., TritonPythonModel]
 @pytest.fixture
 def opened(bundle: Bundle, backend: Any, tmp_path_factory: pytest.TempPathFactory) -> Opened:
     """A function: parameters to change -> the model, as the server loads it."""
-    folder = tmp_path_factory.mktemp("python") / "models"
-    triton.write(folder, triton.repository(bundle, "python"))
 
-    def make(**parameters: str) -> TritonPythonModel:
+    def make(bundle: Bundle = bundle, **parameters: str) -> TritonPythonModel:
+        folder = tmp_path_factory.mktemp("python") / "models"
+        triton.write(folder, triton.repository(bundle, "python"))
         given = {"engine": "ort", "precision": "", "threads": "0"} | parameters
         outputs = ("score", "baseline", "label", "energy", "is_ood", "percentile")
         config = {
@@ -151,6 +153,17 @@ def test_wrong_requests_get_errors_and_the_others_scores(
     assert Family.values["odin_requests_total"] == 2
     assert Family.values["odin_failed_requests_total"] == 3
     assert Family.values["odin_images_total"] == 6
+
+
+def test_a_network_of_grey_images(opened: Opened, tmp_path: Path) -> None:
+    bundle = bundle_of(1, tmp_path / "grey")
+    batches = [grey_images(3), grey_images(2, 12, 9), np.repeat(grey_images(2), 3, axis=3)]
+    *good, wrong = execute(opened(bundle), *batches)
+    local = Scorer.open(bundle, "ort")
+    for response, images in zip(good, batches, strict=False):
+        expected = local.score(images).score
+        np.testing.assert_allclose(response.arrays()["score"][:, 0], expected, rtol=0, atol=1e-6)
+    assert "(2, 8, 8, 3) uint8; give (N, H, W, 1) uint8" in wrong.error
 
 
 def test_counts(opened: Opened, raw_images: Callable[..., np.ndarray]) -> None:
