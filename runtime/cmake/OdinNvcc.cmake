@@ -14,8 +14,9 @@ function(odin_python_folders result)
 endfunction()
 
 # ODIN_NVCC_FOUND: nvcc, from ODIN_NVCC, CUDACXX, CUDA_PATH, PATH, the Python packages or
-# /usr/local/cuda, in this order; with ODIN_CUDART, the static runtime library, ODIN_NVCC_FLAGS and
-# ODIN_NVCC_ARCHITECTURES. Empty if there is none that works; ODIN_NVCC_MISSING says why.
+# /usr/local/cuda, in this order; with ODIN_CUDART, the static runtime library, ODIN_CUDA_INCLUDE,
+# the folder of its headers if there is one, ODIN_NVCC_FLAGS and ODIN_NVCC_ARCHITECTURES.
+# Empty if there is none that works; ODIN_NVCC_MISSING says why.
 macro(odin_find_nvcc)
   set(ODIN_NVCC_FOUND "")
   set(ODIN_NVCC_MISSING "")
@@ -83,6 +84,8 @@ function(odin_try_nvcc nvcc)
     set(ODIN_NVCC_MISSING "${nvcc} has no libcudart_static.a below ${top}" PARENT_SCOPE)
     return()
   endif()
+  file(GLOB headers "${top}/targets/*/include")
+  find_path(include cuda_runtime_api.h PATHS "${top}/include" ${headers} NO_DEFAULT_PATH NO_CACHE)
   odin_nvcc_targets("${nvcc}")
   if(NOT ODIN_NVCC_ARCHITECTURES)
     set(ODIN_NVCC_MISSING "${nvcc} compiles for none of ${ODIN_CUDA_ARCHITECTURES}" PARENT_SCOPE)
@@ -93,6 +96,7 @@ function(odin_try_nvcc nvcc)
   endif()
   set(ODIN_NVCC_FOUND "${nvcc}" PARENT_SCOPE)
   set(ODIN_CUDART "${cudart}" PARENT_SCOPE)
+  set(ODIN_CUDA_INCLUDE "${include}" PARENT_SCOPE)
   set(ODIN_NVCC_FLAGS "${ODIN_NVCC_FLAGS}" PARENT_SCOPE)
   set(ODIN_NVCC_ARCHITECTURES "${ODIN_NVCC_ARCHITECTURES}" PARENT_SCOPE)
   message(STATUS "odin: nvcc: ${nvcc}; machine code for ${ODIN_NVCC_ARCHITECTURES}, "

@@ -1,5 +1,6 @@
 # libodin, the scorer of include/odin/odin.h, and finding the OpenVINO that it scores with.
 include(OdinPython)
+include(OdinTensorRT)
 
 # OpenVINO's CMake package: from OpenVINO_DIR or CMAKE_PREFIX_PATH, or the one inside the Python
 # package. ODIN_OPENVINO_MISSING says why there is none.
@@ -14,11 +15,12 @@ print(find_spec('openvino').submodule_search_locations[0], end='')")  # which do
   endif()
 endmacro()
 
-# Target odin_scorer, exported as odin::odin; sets ODIN_HAS_SCORER and ODIN_HAS_OPENVINO. Without
-# OpenVINO the library is built too: it says of every bundle that there is no engine for it.
+# Target odin_scorer, exported as odin::odin; sets ODIN_HAS_SCORER, ODIN_HAS_OPENVINO and
+# ODIN_HAS_TENSORRT. Without any engine the library is built too: it says so of every bundle.
 macro(odin_add_scorer)
   set(ODIN_HAS_SCORER OFF)
   set(ODIN_HAS_OPENVINO OFF)
+  set(ODIN_HAS_TENSORRT OFF)
   if(odin_scorer STREQUAL "OFF")
     message(STATUS "odin: no libodin: ODIN_SCORER is OFF")
   elseif(NOT CMAKE_SYSTEM_NAME STREQUAL "Linux")
@@ -34,7 +36,11 @@ macro(odin_add_scorer)
     elseif(odin_scorer STREQUAL "ON")
       message(FATAL_ERROR "ODIN_SCORER is ON, but ${ODIN_OPENVINO_MISSING}")
     else()
-      message(STATUS "odin: libodin without an engine: ${ODIN_OPENVINO_MISSING}")
+      message(STATUS "odin: libodin without OpenVINO: ${ODIN_OPENVINO_MISSING}")
+    endif()
+    odin_find_tensorrt()
+    if(NOT ODIN_HAS_OPENVINO AND NOT ODIN_HAS_TENSORRT)
+      message(STATUS "odin: libodin without an engine")
     endif()
     odin_define_scorer()
   endif()
@@ -43,9 +49,10 @@ endmacro()
 macro(odin_define_scorer)
   set(ODIN_HAS_SCORER ON)
   add_library(odin_scorer SHARED
-    src/scorer/bundle.cpp src/scorer/description.cpp src/scorer/images.cpp src/scorer/json.cpp
-    src/scorer/memory.cpp src/scorer/options.cpp src/scorer/parts.cpp src/scorer/scorer.cpp
-    src/scorer/sha256.cpp src/scorer/spec.cpp)
+    src/scorer/bundle.cpp src/scorer/decision.cpp src/scorer/description.cpp src/scorer/images.cpp
+    src/scorer/json.cpp src/scorer/memory.cpp src/scorer/opening.cpp src/scorer/options.cpp
+    src/scorer/parts.cpp src/scorer/plans.cpp src/scorer/scorer.cpp src/scorer/sha256.cpp
+    src/scorer/spec.cpp)
   add_library(odin::odin ALIAS odin_scorer)
   target_compile_features(odin_scorer PRIVATE cxx_std_17)
   target_include_directories(odin_scorer
@@ -81,6 +88,11 @@ macro(odin_define_scorer)
       PRIVATE "$<TARGET_PROPERTY:openvino::runtime,INTERFACE_COMPILE_DEFINITIONS>")
   else()
     target_sources(odin_scorer PRIVATE src/scorer/no_openvino.cpp)
+  endif()
+  if(ODIN_HAS_TENSORRT)
+    odin_link_tensorrt(odin_scorer)
+  else()
+    target_sources(odin_scorer PRIVATE src/scorer/no_tensorrt.cpp)
   endif()
   install(TARGETS odin_scorer EXPORT odin)
   install(FILES include/odin/odin.h include/odin/odin.hpp

@@ -25,10 +25,9 @@ ORT_ODIN = "odin.ort.onnx"
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def bundle(densenet10_bundle: Bundle) -> Bundle:
     """densenet10 with the weights of the package."""
-    folder = tmp_path_factory.mktemp("bundles")
-    return exporter.export("densenet10", None, folder / "densenet10", engine="ort")
+    return densenet10_bundle
 
 
 @pytest.fixture

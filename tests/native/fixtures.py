@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from native.c_api.programs import Programs, build_with_cmake
+from native.c_api.sanitized import build_sanitized, sanitized_programs
 from native.toolchain import cmake, configure, cuda_tool, cxx, run
 from native.twins import Twins
+from odin_engines.bundle import Bundle, read_bundle
 
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
@@ -46,7 +48,8 @@ def build_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def host_build(build_once: Callable[..., Path]) -> Path:
     """The build folder of a library without kernels, and of libodin with this Python's OpenVINO."""
-    return build_once("host", "-DODIN_CUDA=OFF", f"-DPython_EXECUTABLE={sys.executable}")
+    python = f"-DPython_EXECUTABLE={sys.executable}"
+    return build_once("host", "-DODIN_CUDA=OFF", "-DCMAKE_CXX_FLAGS_RELEASE=-O1", python)
 
 
 @pytest.fixture(scope="session")
@@ -82,3 +85,33 @@ def programs(scorer_prefix: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
     folder = made_once(tmp_path_factory, "programs", make) / "build"
     return Programs(folder / "c_program", folder / "cpp_program")
+
+
+@pytest.fixture(scope="session")
+def densenet10_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """DenseNet-BC-100-12 with the weights of the package and a graph for ONNX Runtime, exported
+    once, which takes half a minute; tests must not change it."""
+    from odin_export.exporter import export
+
+    def make(folder: Path) -> None:
+        export("densenet10", None, folder / "bundle", engine="ort")
+
+    return read_bundle(made_once(tmp_path_factory, "densenet10", make) / "bundle")
+
+
+@pytest.fixture(scope="session")
+def sanitized_address(tmp_path_factory: pytest.TempPathFactory) -> Programs:
+    """The library and its programs, watched for addresses and undefined behaviour."""
+    return _sanitized("address", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def sanitized_thread(tmp_path_factory: pytest.TempPathFactory) -> Programs:
+    """The same, watched for races."""
+    return _sanitized("thread", tmp_path_factory)
+
+
+def _sanitized(name: str, factory: pytest.TempPathFactory) -> Programs:
+    pytest.importorskip("openvino", reason="libodin scores with it: pip install openvino")
+    folder = made_once(factory, f"odin-{name}", lambda folder: build_sanitized(folder, name))
+    return sanitized_programs(folder, name)

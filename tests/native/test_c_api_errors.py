@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import math
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 from native.c_api.programs import HERE, Programs, write_images
-from native.toolchain import INCLUDE, SOURCES, attempt, cmake, configure, cxx, run
+from native.toolchain import SOURCES, attempt, cmake, configure, cxx, run
 from odin_engines.bundle import Bundle
 
 # Of each wrong call: the status, and a part of the message.
@@ -46,9 +47,13 @@ CALLS = {
     "width": (3, "64 pixels wide, where tiny takes 32 to 63; resize or crop the images"),
     "channels": (3, "4 channels, where tiny takes 3"),
     "size": (3, "odin_images.size is 0"),
-    "reserved": (5, "images.reserved is not 0"),
+    "memory": (5, "images.memory is 2; it must be ODIN_HOST or ODIN_DEVICE"),
+    "device": (19, "is OpenVINO's: give memory of the host"),
+    "enqueue": (19, "is OpenVINO's: use odin_scorer_score"),
+    "reserved": (5, "scores.reserved is not 0"),
     "misaligned score": (2, "scores.score is not at a multiple of 4 bytes"),
-    "is_ood": (19, "is not calibrated"),
+    "is_ood": (19, "is not calibrated, so there is nothing to find scores.is_ood with"),
+    "percentile": (19, "nothing to find scores.percentile with: run 'odin-bench"),
     "no images": (0, ""),
     "info": (3, "info.size is 8"),
     "null info": (1, "info is null"),
@@ -56,13 +61,20 @@ CALLS = {
 Change = Callable[[dict[str, Any]], object]
 
 
-def check_wrong_calls(programs: Programs, bundle: Path) -> None:
-    """Compare what the C program's wrong calls returned with `CALLS`."""
+def check_wrong_calls(programs: Programs, bundle: Path, tensorrt: bool = False) -> None:
+    """Compare what the C program's wrong calls returned with `CALLS`.
+
+    Args:
+        programs: of which the C program is run.
+        bundle: without plans.
+        tensorrt: whether the library was built with it.
+    """
+    calls = CALLS | ({"tensorrt": (19, "holds no plan of odin.onnx")} if tensorrt else {})
     printed = programs.run(programs.c, "errors", bundle, bundle / "missing")
     lines = [line.split("|", 2) for line in printed.splitlines()]
     assert [line[0] for line in lines] == list(CALLS)
     for name, status, message in lines:
-        assert (int(status), CALLS[name][1] in message) == (CALLS[name][0], True), message
+        assert (int(status), calls[name][1] in message) == (calls[name][0], True), message
 
 
 def test_wrong_calls(programs: Programs, tiny_bundle: Bundle) -> None:
@@ -204,25 +216,31 @@ def test_a_file_that_is_no_graph(programs: Programs, copy: Path, tmp_path: Path)
     assert f"OpenVINO cannot open {copy}/odin.onnx" in message
 
 
-def test_without_openvino_there_is_no_engine(tmp_path: Path, tiny_bundle: Bundle) -> None:
-    """The library is built all the same, and says so; unless OpenVINO was asked for."""
+def test_without_engines_the_library_says_so(tmp_path: Path, tiny_bundle: Bundle) -> None:
+    """It is built all the same; unless OpenVINO was asked for."""
     disabled = "-DCMAKE_DISABLE_FIND_PACKAGE_OpenVINO=ON"
     flags = ["-DODIN_CUDA=OFF", f"-DCMAKE_CXX_COMPILER={cxx()}", disabled]
     build = tmp_path / "build"
-    quick = ["-DCMAKE_BUILD_TYPE=None", "-DCMAKE_UNITY_BUILD=ON"]
+    quick = [
+        "-DCMAKE_BUILD_TYPE=None",
+        "-DCMAKE_UNITY_BUILD=ON",
+        "-DCMAKE_UNITY_BUILD_BATCH_SIZE=0",
+    ]
     said = configure(build, *flags, *quick)
-    assert "libodin without an engine: OpenVINO is not found; pip install openvino" in said
+    assert "libodin without OpenVINO: OpenVINO is not found; pip install openvino" in said
+    assert "libodin without TensorRT: " in said
+    assert "libodin without an engine" in said
     run([cmake(), "--build", build, "--target", "odin_scorer"])
     (library,) = build.rglob("libodin.so")
-    folder = library.parent
-    linked = [f"-I{INCLUDE}", f"-L{folder}", "-lodin", f"-Wl,-rpath,{folder}"]
-    program = tmp_path / "program"
-    run([cxx(), "-std=c++17", "-pthread", HERE / "program.cpp", "-o", program, *linked])
-    done = attempt([str(program), str(tiny_bundle.path), "x", *"1111111", ""])
-    assert done.returncode == 1
-    assert done.stdout.startswith("20: odin_scorer_open: this library was built without OpenVINO")
-    command = [cmake(), "-S", SOURCES.parent.parent, "-B", tmp_path / "on", "-DODIN_SCORER=ON"]
-    demanded = attempt([*map(str, command), *flags])
+    odin = ctypes.CDLL(str(library))
+    odin.odin_scorer_last_error.restype = ctypes.c_char_p
+    scorer = ctypes.c_void_p()
+    path = str(tiny_bundle.path).encode()
+    assert odin.odin_scorer_open(path, None, ctypes.byref(scorer)) == 20
+    message = b"odin_scorer_open: this library was built without OpenVINO"
+    assert odin.odin_scorer_last_error().startswith(message)
+    assert [odin.odin_scorer_has_engine(engine) for engine in range(3)] == [0, 0, 0]
+    demanded = attempt([str(cmake()), str(build), "-DODIN_SCORER=ON"])
     assert demanded.returncode != 0
     assert "ODIN_SCORER is ON, but" in demanded.stdout
 

@@ -39,6 +39,7 @@ struct Options {
   std::int32_t threads = 0;
   std::int32_t streams = 0;
   std::int32_t batch_size = 0;
+  std::int32_t device = 0;
   std::string cache;  // "": compiled graphs are not kept
   // Called by several threads at once. What it throws is dropped.
   std::function<void(odin_log_level, const std::string&)> log;
@@ -52,9 +53,10 @@ struct Scores {
   std::vector<std::int64_t> label;
   std::vector<std::uint8_t> is_ood;  // empty if the bundle is not calibrated
   std::vector<float> logits;         // empty unless asked for
+  std::vector<float> percentile;     // empty if the bundle is not calibrated
 };
 
-// A bundle opened in an engine. `score_raw` and `score` may be called by several threads at once;
+// A bundle opened in an engine. `score...` and `enqueue` may be called by several threads at once;
 // one that was moved from can only be destroyed or assigned to.
 class Scorer {
  public:
@@ -68,6 +70,7 @@ class Scorer {
     given.threads = options.threads;
     given.streams = options.streams;
     given.batch_size = options.batch_size;
+    given.device = options.device;
     given.cache = options.cache.empty() ? nullptr : options.cache.c_str();
     given.log = *log_ ? &tell : nullptr;
     given.log_context = log_.get();
@@ -97,7 +100,7 @@ class Scorer {
     return score(images(ODIN_F32_NCHW, values, count, height, width), logits);
   }
 
-  // Score images of any type and number of channels. Throws Error.
+  // Score images of any type, memory and number of channels. Throws Error.
   Scores score(const odin_images& images, bool logits = false) const {
     const odin_scorer_info known = info();
     const auto count = static_cast<std::size_t>(images.count < 0 ? 0 : images.count);
@@ -105,7 +108,10 @@ class Scorer {
     scores.score.resize(count);
     scores.baseline.resize(count);
     scores.label.resize(count);
-    if (known.calibrated != 0) scores.is_ood.resize(count);
+    if (known.calibrated != 0) {
+      scores.is_ood.resize(count);
+      scores.percentile.resize(count);
+    }
     if (logits) scores.logits.resize(count * static_cast<std::size_t>(known.classes));
     odin_scores targets{};
     targets.size = sizeof targets;
@@ -114,8 +120,19 @@ class Scorer {
     targets.label = scores.label.data();
     targets.is_ood = known.calibrated != 0 ? scores.is_ood.data() : nullptr;
     targets.logits = logits ? scores.logits.data() : nullptr;
+    targets.percentile = known.calibrated != 0 ? scores.percentile.data() : nullptr;
     check(odin_scorer_score(scorer_.get(), &images, &targets));
     return scores;
+  }
+
+  // Queue scoring images of the device on a stream, with results on the device, as
+  // odin_scorer_enqueue; `size` and `memory` of both structs are set. Throws Error.
+  void enqueue(odin_images images, odin_scores scores, void* stream) const {
+    images.size = sizeof images;
+    images.memory = ODIN_DEVICE;
+    scores.size = sizeof scores;
+    scores.memory = ODIN_DEVICE;
+    check(odin_scorer_enqueue(scorer_.get(), &images, &scores, stream));
   }
 
   // For functions of odin.h; this keeps it.

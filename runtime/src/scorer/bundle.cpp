@@ -98,7 +98,7 @@ bool is_plain(const std::string& name) {
 }
 
 // Check one file of the list; `content`, if not null, takes what is in it.
-void verify(const Bundle& bundle, const std::string& name, const Json& entry,
+void verify(const Bundle& bundle, const std::string& name, const FileRecord& record,
             std::string* content) {
   const std::string file = bundle.path + "/" + name;
   const std::string engine = engine_of(name);
@@ -111,64 +111,90 @@ void verify(const Bundle& bundle, const std::string& name, const Json& entry,
     fail(ODIN_NOT_FOUND, "%s is missing; copy the whole bundle, or %s", file.c_str(),
          remedy.c_str());
   }
-  const auto size = entry.find("bytes")->whole();
-  if (!size || *found != *size) {
+  if (!record.bytes || *found != *record.bytes) {
     fail(ODIN_DAMAGED, "%s has %lld bytes, not %s: it was cut or changed; %s", file.c_str(),
-         static_cast<long long>(*found), entry.find("bytes")->text.c_str(), remedy.c_str());
+         static_cast<long long>(*found), record.bytes_text.c_str(), remedy.c_str());
   }
   Sha256 sum;
   read_file(file, [&](const char* piece, size_t count) {
     sum.add(piece, count);
     if (content != nullptr) content->append(piece, count);
   });
-  if (sum.finish() != entry.find("sha256")->text) {
+  if (sum.finish() != record.sha256) {
     fail(ODIN_DAMAGED, "%s does not match its SHA-256: it was changed; %s", file.c_str(),
          remedy.c_str());
   }
 }
 
-// Check all files of the list, and keep the content of the graph that the engine opens.
-void verify_files(Bundle& bundle, const std::string& file, const Json& description) {
+std::map<std::string, FileRecord> read_files(const std::string& file, const Json& description) {
   const Json* entries = description.find("files");
   if (entries == nullptr || entries->find(kOdin) == nullptr) {
     fail(ODIN_DAMAGED, "%s lists no %s; %s", file.c_str(), kOdin, kExportAgain);
   }
+  std::map<std::string, FileRecord> files;
   for (size_t i = 0; i < entries->items.size(); ++i) {
     const std::string& name = entries->names[i];
-    const Json& entry = entries->items[i];
+    const Json* bytes = entries->items[i].find("bytes");
+    const Json* sha256 = entries->items[i].find("sha256");
     if (!is_plain(name)) {
       fail(ODIN_DAMAGED, "%s lists '%s', which is not a plain file name; %s", file.c_str(),
            name.c_str(), kExportAgain);
     }
-    if (entry.find("bytes") == nullptr || entry.find("sha256") == nullptr) {
+    if (bytes == nullptr || sha256 == nullptr) {
       fail(ODIN_DAMAGED, "%s gives no size and hash of %s; %s", file.c_str(), name.c_str(),
            kExportAgain);
     }
-    // What is verified is what is opened: the file may change between two readings.
-    std::string* content = name == bundle.graph_name ? &bundle.graph : nullptr;
-    try {
-      verify(bundle, name, entry, content);
-    } catch (const Failure& failure) {
-      if (engine_of(name).empty() || content != nullptr) throw;
-      bundle.damaged.emplace(name, failure.text);
-    }
+    files.emplace(name, FileRecord{bytes->whole(), bytes->text, sha256->text});
   }
+  return files;
 }
 
 }  // namespace
 
-Bundle read_bundle(const std::string& path, const std::string& engine) {
+Bundle describe_bundle(const std::string& path) {
   const std::string file = path + "/odin.json";
   const Json description = read_description(path, file);
   check_schema(file, description);
   Bundle bundle;
   bundle.path = path;
-  const std::string own = "odin." + engine + ".onnx";
-  const Json* entries = description.find("files");
-  bundle.graph_name = entries != nullptr && entries->find(own) != nullptr ? own : kOdin;
-  verify_files(bundle, file, description);
+  bundle.files = read_files(file, description);
   bundle.spec = read_spec(file, description);
+  bundle.plans = read_plans(file, description);
+  for (const PlanRecord& plan : bundle.plans) {
+    for (const std::string& name : {plan.file, plan.graph}) {
+      if (bundle.files.count(name) != 0) continue;
+      fail(ODIN_DAMAGED, "%s: plans name '%s', which is not among the files; %s", file.c_str(),
+           name.c_str(), kExportAgain);
+    }
+  }
   return bundle;
+}
+
+void verify_files(Bundle& bundle, const std::set<std::string>& kept) {
+  for (const auto& [name, record] : bundle.files) {
+    std::string content;
+    const bool keep = kept.count(name) != 0;
+    try {
+      verify(bundle, name, record, keep ? &content : nullptr);
+      if (keep) bundle.contents.emplace(name, std::move(content));
+    } catch (const Failure& failure) {
+      if (engine_of(name).empty()) throw;
+      bundle.damaged.emplace(name, failure);
+    }
+  }
+}
+
+std::string take_content(Bundle& bundle, const std::string& name) {
+  const auto damage = bundle.damaged.find(name);
+  if (damage != bundle.damaged.end()) throw damage->second;
+  std::string content = std::move(bundle.contents.at(name));
+  bundle.contents.erase(name);
+  return content;
+}
+
+std::string graph_for(const Bundle& bundle, const std::string& engine) {
+  const std::string own = "odin." + engine + ".onnx";
+  return bundle.files.count(own) != 0 ? own : kOdin;
 }
 
 }  // namespace odin::detail

@@ -65,11 +65,28 @@ std::vector<double> Description::numbers(const char* name, int64_t count) const 
   if (!found.is(Json::Kind::kList) || static_cast<int64_t>(found.items.size()) != count) {
     wrong(name, "does not have " + std::to_string(count) + " values");
   }
+  return numbers(name);
+}
+
+std::vector<double> Description::numbers(const char* name) const {
+  const Json& found = value(name);
+  if (!found.is(Json::Kind::kList)) wrong(name, "is not a list of numbers");
   std::vector<double> values;
   for (const Json& item : found.items) {
     const auto number = item.number();
     if (!number) wrong(name, "holds something that is not a number");
     values.push_back(*number);
+  }
+  return values;
+}
+
+std::vector<std::string> Description::texts(const char* name) const {
+  const Json& found = value(name);
+  if (!found.is(Json::Kind::kList)) wrong(name, "is not a list of texts");
+  std::vector<std::string> values;
+  for (const Json& item : found.items) {
+    if (!item.is(Json::Kind::kText)) wrong(name, "holds something that is not text");
+    values.push_back(item.text);
   }
   return values;
 }

@@ -28,7 +28,9 @@ class Description {
   double number(const char* name) const;
   int64_t whole(const char* name, int64_t least, int64_t most) const;
   bool boolean(const char* name) const;
+  std::vector<double> numbers(const char* name) const;
   std::vector<double> numbers(const char* name, int64_t count) const;
+  std::vector<std::string> texts(const char* name) const;
 
   [[noreturn]] void wrong(const char* name, const std::string& what) const;
 

@@ -1,5 +1,4 @@
 // In place of openvino.cpp where OpenVINO is not found.
-#include "failure.hpp"
 #include "session.hpp"
 
 namespace odin::detail {

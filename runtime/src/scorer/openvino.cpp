@@ -5,6 +5,7 @@
 // once goes to a graph that takes any.
 #include <openvino/runtime/core.hpp>
 
+#include <math.h>
 #include <string.h>
 
 #include <algorithm>
@@ -16,6 +17,8 @@
 
 #include "cores.hpp"
 #include "failure.hpp"
+#include "images.hpp"
+#include "parts.hpp"
 #include "session.hpp"
 
 namespace odin::detail {
@@ -126,7 +129,11 @@ class Lease {
 class OpenVinoSession : public Session {
  public:
   OpenVinoSession(Bundle& bundle, const SessionOptions& options);
-  void run(const std::vector<Part>& parts) override;
+  int32_t batch_size() const override { return options_.batch_size; }
+  Range height() const override { return spec_.height; }
+  Range width() const override { return spec_.width; }
+  void score(const odin_images& images, const Targets& targets) override;
+  void enqueue(const odin_images& images, const Targets& targets, void* stream) override;
 
  private:
   struct AtWork {
@@ -134,6 +141,7 @@ class OpenVinoSession : public Session {
     const Part* part;
   };
 
+  void run(const std::vector<Part>& parts);
   Lease begun(const Part& part);
   void finish(AtWork& work);
   std::shared_ptr<Compiled> compiled_for(const Sizes& sizes);
@@ -146,6 +154,7 @@ class OpenVinoSession : public Session {
 
   const Spec spec_;
   const SessionOptions options_;
+  const Preparer preparer_;
   const std::string file_;
   const size_t most_sizes_;
   std::shared_ptr<ov::Model> model_;
@@ -172,17 +181,28 @@ void check_bfloat16() {
   }
 }
 
+// How many sizes have graphs of their own, of a graph of so many bytes.
+size_t most_sizes(const Bundle& bundle, const std::string& name) {
+  const int64_t bytes = bundle.files.at(name).bytes.value_or(1);
+  return std::min(kMostSizes, static_cast<size_t>(kMostBytes / std::max<int64_t>(bytes, 1)));
+}
+
+SessionOptions completed(const Bundle& bundle, SessionOptions options) {
+  if (options.streams == 0) options.streams = 1;
+  if (options.batch_size == 0) options.batch_size = images_at_once(bundle.spec, options.precision);
+  return options;
+}
+
 OpenVinoSession::OpenVinoSession(Bundle& bundle, const SessionOptions& options)
     : spec_(bundle.spec),
-      options_(options),
-      file_(bundle.path + "/" + bundle.graph_name),
-      most_sizes_(std::min<size_t>(
-          kMostSizes, static_cast<size_t>(
-                          kMostBytes / std::max<int64_t>(
-                                           static_cast<int64_t>(bundle.graph.size()), 1)))) {
+      options_(completed(bundle, options)),
+      preparer_(bundle.spec),
+      file_(bundle.path + "/" + graph_for(bundle, "openvino")),
+      most_sizes_(most_sizes(bundle, graph_for(bundle, "openvino"))) {
+  const std::string graph = take_content(bundle, graph_for(bundle, "openvino"));
   if (options_.precision == "bf16") check_bfloat16();
   try {
-    model_ = the_core().read_model(bundle.graph, ov::Tensor());
+    model_ = the_core().read_model(graph, ov::Tensor());
   } catch (const std::bad_alloc&) {
     throw;
   } catch (const std::exception& error) {
@@ -190,13 +210,31 @@ OpenVinoSession::OpenVinoSession(Bundle& bundle, const SessionOptions& options)
          one_line(error.what()).c_str());
   }
   hinted_ = options_.precision == "bf16" && !is_written(*model_, ov::element::bf16);
-  bundle.graph = std::string();
 }
 
 void OpenVinoSession::failed(const Sizes& sizes, const std::exception& error) const {
   fail(ODIN_ENGINE_FAILED, "OpenVINO failed on %s, %lld images of %lld x %lld pixels: %s",
        file_.c_str(), static_cast<long long>(sizes[0]), static_cast<long long>(sizes[1]),
        static_cast<long long>(sizes[2]), one_line(error.what()).c_str());
+}
+
+void OpenVinoSession::score(const odin_images& images, const Targets& targets) {
+  if (images.memory != ODIN_HOST || targets.memory != ODIN_HOST) {
+    fail(ODIN_UNSUPPORTED, "images and scores on a device are for ODIN_ENGINE_TENSORRT, and this "
+         "scorer is OpenVINO's: give memory of the host (ODIN_HOST)");
+  }
+  run(parts_of(spec_, preparer_, options_.batch_size, images, targets));
+  // OpenVINO's Relu turns NaN into 0.
+  for (int64_t i = 0; i < images.count; ++i) {
+    if (is_finite(images, i)) continue;
+    if (targets.score != nullptr) targets.score[i] = NAN;
+    if (targets.baseline != nullptr) targets.baseline[i] = NAN;
+  }
+}
+
+void OpenVinoSession::enqueue(const odin_images&, const Targets&, void*) {
+  fail(ODIN_UNSUPPORTED, "queueing on a stream is for ODIN_ENGINE_TENSORRT, and this scorer is "
+       "OpenVINO's: use odin_scorer_score");
 }
 
 // As many parts as there are streams are computed, and one more waits, so that no stream ever does.

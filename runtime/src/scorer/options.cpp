@@ -8,7 +8,8 @@ namespace odin::detail {
 
 namespace {
 
-constexpr int32_t kMostThreads = 4096, kMostBatch = 65536;
+constexpr int32_t kMostThreads = 4096, kMostBatch = 65536, kMostDevices = 1023;
+constexpr const char* kPrecisions[] = {"", "fp32", "bf16", "fp16"};  // "": the bundle's
 
 void check_range(const char* name, int32_t value, int32_t most) {
   if (value < 0 || value > most) {
@@ -27,7 +28,7 @@ odin_scorer_options checked_options(const odin_scorer_options* given) {
   check_range("threads", options.threads, kMostThreads);
   check_range("streams", options.streams, kMostThreads);
   check_range("batch_size", options.batch_size, kMostBatch);
-  check_range("reserved", options.reserved, 0);
+  check_range("device", options.device, kMostDevices);
   if (options.threads > 0 && options.streams > options.threads) {
     fail(ODIN_BAD_VALUE, "options.streams is %d, of %d threads; each takes one at least",
          options.streams, options.threads);
@@ -41,11 +42,18 @@ odin_scorer_options checked_options(const odin_scorer_options* given) {
   return options;
 }
 
-std::string chosen_engine(odin_engine asked) {
-  if (asked == ODIN_ENGINE_TENSORRT) {
-    fail(ODIN_NO_ENGINE,
-         "this library was built without TensorRT: use ODIN_ENGINE_OPENVINO, or the Python package "
-         "on a GPU");
+std::string chosen_engine(const Bundle& bundle, const odin_scorer_options& options,
+                          const Log& log) {
+  const bool automatic = options.engine == ODIN_ENGINE_AUTO;
+  if (automatic || options.engine == ODIN_ENGINE_TENSORRT) {
+    const auto problem = tensorrt_problem(bundle, kPrecisions[options.precision], options.device);
+    if (!problem) return "trt";
+    if (!automatic) throw *problem;
+    if (kHasTensorRt && kHasOpenVino) log(ODIN_LOG_INFO, "OpenVINO is used: " + problem->text);
+    if (kHasTensorRt && !kHasOpenVino) {
+      fail(problem->status, "there is no other engine in this library than TensorRT, and %s",
+           problem->text.c_str());
+    }
   }
   if (!kHasOpenVino) {
     fail(ODIN_NO_ENGINE,
@@ -54,10 +62,12 @@ std::string chosen_engine(odin_engine asked) {
   return "openvino";
 }
 
-std::string chosen_precision(const Bundle& bundle, odin_precision asked) {
+std::string chosen_precision(const Bundle& bundle, const std::string& engine,
+                             odin_precision asked) {
   const Spec& spec = bundle.spec;
-  const char* const names[] = {spec.precision.c_str(), "fp32", "bf16", "fp16"};
-  const std::string precision = names[asked];
+  const std::string precision = asked == ODIN_PRECISION_BUNDLE ? spec.precision
+                                                               : kPrecisions[asked];
+  if (engine == "trt") return precision;  // the plans', as `chosen_engine` has found
   const bool converted = spec.graph_precision == "fp32" && precision != "fp16";
   if (precision != spec.graph_precision && !converted) {
     fail(ODIN_UNSUPPORTED,

@@ -7,6 +7,7 @@
 
 #include "bundle.hpp"
 #include "failure.hpp"
+#include "log.hpp"
 
 namespace odin::detail {
 
@@ -34,10 +35,10 @@ T whole_struct(const T* given, const char* name, size_t least) {
 // What the caller asks for; NULL asks for the defaults. All that is no choice is a Failure.
 odin_scorer_options checked_options(const odin_scorer_options* given);
 
-// The name of the engine that was asked for; a Failure if the library was built without it.
-std::string chosen_engine(odin_engine asked);
+// The engine for a bundle, "openvino" or "trt"; a Failure if the one asked for cannot be had.
+std::string chosen_engine(const Bundle& bundle, const odin_scorer_options& options, const Log& log);
 
-// The precision in which to compute a bundle; a Failure if the engine does not.
-std::string chosen_precision(const Bundle& bundle, odin_precision asked);
+// The precision in which the engine is to compute a bundle; a Failure if it does not.
+std::string chosen_precision(const Bundle& bundle, const std::string& engine, odin_precision asked);
 
 }  // namespace odin::detail

@@ -44,4 +44,22 @@ std::vector<Cut> cut(int64_t count, int64_t most) {
   return cuts;
 }
 
+std::vector<Part> parts_of(const Spec& spec, const Preparer& preparer, int32_t batch_size,
+                           const odin_images& images, const Targets& targets) {
+  const int64_t most = fitting(spec, batch_size, images.height, images.width);
+  const auto from = [](auto* start, int64_t offset) {
+    return start == nullptr ? nullptr : start + offset;
+  };
+  std::vector<Part> parts;
+  for (const auto [first, count] : cut(images.count, most)) {
+    const auto write = [&preparer, &images, first = first, count = count](void* target) {
+      preparer.write(images, first, count, target);
+    };
+    parts.push_back({count, images.height, images.width, write, from(targets.score, first),
+                     from(targets.baseline, first), from(targets.label, first),
+                     from(targets.logits, first * spec.classes)});
+  }
+  return parts;
+}
+
 }  // namespace odin::detail

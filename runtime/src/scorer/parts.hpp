@@ -4,9 +4,11 @@
 
 #include <stdint.h>
 
+#include <functional>
 #include <vector>
 
-#include "bundle.hpp"
+#include "images.hpp"
+#include "session.hpp"
 
 namespace odin::detail {
 
@@ -22,5 +24,19 @@ struct Cut {
 
 // `count` images in parts of `most`, and what is left in powers of two.
 std::vector<Cut> cut(int64_t count, int64_t most);
+
+// Some images of a batch: how the graph's input is written, and where results go (null: nowhere).
+struct Part {
+  int64_t count, height, width;
+  std::function<void(void*)> write_images;
+  float* score;
+  float* baseline;
+  int64_t* label;
+  float* logits;  // (count, classes)
+};
+
+// A batch in parts of `batch_size` images, or fewer where they take too much memory.
+std::vector<Part> parts_of(const Spec& spec, const Preparer& preparer, int32_t batch_size,
+                           const odin_images& images, const Targets& targets);
 
 }  // namespace odin::detail

@@ -4,31 +4,16 @@
 #include <exception>
 #include <new>
 
+#include "decision.hpp"
 #include "failure.hpp"
 #include "images.hpp"
+#include "opening.hpp"
 #include "options.hpp"
-#include "parts.hpp"
-#include "session.hpp"
 
-using odin::detail::Bundle;
 using odin::detail::fail;
 using odin::detail::Failure;
-using odin::detail::kAlignment;
-using odin::detail::Part;
-using odin::detail::Preparer;
-using odin::detail::Session;
-using odin::detail::SessionOptions;
 using odin::detail::Spec;
-
-struct odin_scorer {
-  Bundle bundle;
-  Preparer preparer;
-  std::string engine, precision;
-  int32_t batch_size;
-  bool calibrated;
-  odin_allocator allocator;
-  std::unique_ptr<Session> session;
-};
+using odin::detail::Targets;
 
 namespace {
 
@@ -68,115 +53,54 @@ void check_aligned(const char* name, const T* pointer) {
   }
 }
 
-// Whether the threshold is for the scores of this bundle: those of another method, temperature or
-// magnitude lie elsewhere.
-bool is_calibrated(const Spec& spec) {
-  const auto same = [](double a, double b) {
-    return static_cast<float>(a) == static_cast<float>(b);
-  };
-  return spec.calibration && spec.calibration->method == spec.method &&
-         same(spec.calibration->temperature, spec.temperature) &&
-         same(spec.calibration->magnitude, spec.magnitude);
-}
-
-// In float32 engines differ by rounding alone; in half precision some images' labels change.
-void warn_of_drift(const odin_scorer& scorer, const odin::detail::Log& log) {
-  if (!scorer.calibrated) return;
-  const auto& known = *scorer.bundle.spec.calibration;
-  const bool same_engine = known.engine == scorer.engine;
-  if (known.precision == scorer.precision && (known.precision == "fp32" || same_engine)) return;
-  log(ODIN_LOG_WARNING, "the bundle was calibrated in " + known.precision + " by " + known.engine +
-                            ", and is opened in " + scorer.precision + " by " + scorer.engine +
-                            ": scores near the threshold may fall on its other side; calibrate "
-                            "with the engine and the precision that are to decide");
-}
-
-// A scorer in memory of the caller's allocator.
-odin_scorer* placed(odin_scorer scorer) {
-  const odin_allocator allocator = scorer.allocator;
-  void* memory = allocator.allocate(allocator.context, sizeof(odin_scorer), kAlignment);
-  if (memory == nullptr) throw std::bad_alloc();
-  return new (memory) odin_scorer(std::move(scorer));
-}
-
-odin_scorer* opened(const char* path, const odin_scorer_options& options) {
-  const odin::detail::Log log = {options.log, options.log_context};
-  const odin_allocator allocator = odin::detail::whole_allocator(options.allocator);
-  const std::string engine = odin::detail::chosen_engine(options.engine);
-  Bundle bundle = odin::detail::read_bundle(path, engine);
-  for (const auto& [name, problem] : bundle.damaged) log(ODIN_LOG_WARNING, problem);
-  const std::string precision = odin::detail::chosen_precision(bundle, options.precision);
-  const int32_t batch_size = options.batch_size > 0
-                                 ? options.batch_size
-                                 : odin::detail::images_at_once(bundle.spec, precision);
-  const SessionOptions session_options = {precision,
-                                          options.threads,
-                                          options.streams > 0 ? options.streams : 1,
-                                          options.cache == nullptr ? "" : options.cache,
-                                          allocator,
-                                          log};
-  auto session = odin::detail::open_openvino(bundle, session_options);
-  const bool calibrated = is_calibrated(bundle.spec);
-  Preparer preparer(bundle.spec);
-  odin_scorer scorer{std::move(bundle), std::move(preparer), engine,    precision,
-                     batch_size,        calibrated,          allocator, std::move(session)};
-  warn_of_drift(scorer, log);
-  log(ODIN_LOG_DEBUG, "opened " + scorer.bundle.path + " with " + engine + " in " + precision);
-  return placed(std::move(scorer));
+void check_memory(const char* name, odin_memory memory) {
+  if (memory != ODIN_HOST && memory != ODIN_DEVICE) {
+    fail(ODIN_BAD_VALUE, "%s.memory is %d; it must be ODIN_HOST or ODIN_DEVICE", name, memory);
+  }
 }
 
 void check_scores(const odin_scorer& scorer, const odin_scores& scores) {
+  check_memory("scores", scores.memory);
+  if (scores.reserved != 0) fail(ODIN_BAD_VALUE, "scores.reserved is not 0");
   check_aligned("scores.score", scores.score);
   check_aligned("scores.baseline", scores.baseline);
   check_aligned("scores.label", scores.label);
   check_aligned("scores.logits", scores.logits);
-  if (scores.is_ood == nullptr || scorer.calibrated) return;
-  const char* bundle = scorer.bundle.path.c_str();
-  if (!scorer.bundle.spec.calibration) {
+  check_aligned("scores.percentile", scores.percentile);
+  const char* asked = scores.is_ood != nullptr       ? "is_ood"
+                      : scores.percentile != nullptr ? "percentile"
+                                                     : nullptr;
+  if (asked == nullptr) return;
+  odin::detail::check_calibrated(scorer.bundle, asked);
+  if (scores.memory == ODIN_DEVICE) {
     fail(ODIN_UNSUPPORTED,
-         "bundle %s is not calibrated, so there is no threshold for scores.is_ood: run 'odin-bench "
-         "%s --calibrate IN_DATASET'",
-         bundle, bundle);
+         "scores.%s is found on the host: give host memory (ODIN_HOST) to odin_scorer_score, or "
+         "compare the scores with the threshold of odin_scorer_get_info",
+         asked);
   }
-  fail(ODIN_UNSUPPORTED,
-       "bundle %s was calibrated with another method, temperature or magnitude than it scores "
-       "with: calibrate it again with 'odin-bench %s --calibrate IN_DATASET'",
-       bundle, bundle);
 }
 
-// The parts of a batch; `score` has room for each image's.
-std::vector<Part> parts_of(const odin_scorer& scorer, const odin_images& images,
-                           const odin_scores& scores, float* score) {
-  const Spec& spec = scorer.bundle.spec;
-  const int64_t most =
-      odin::detail::fitting(spec, scorer.batch_size, images.height, images.width);
-  const auto from = [](auto* start, int64_t offset) {
-    return start == nullptr ? nullptr : start + offset;
-  };
-  std::vector<Part> parts;
-  for (const auto [first, count] : odin::detail::cut(images.count, most)) {
-    const auto write = [&scorer, &images, first = first, count = count](void* target) {
-      scorer.preparer.write(images, first, count, target);
-    };
-    parts.push_back({count, images.height, images.width, write, from(score, first),
-                     from(scores.baseline, first), from(scores.label, first),
-                     from(scores.logits, first * spec.classes)});
-  }
-  return parts;
+// The caller's structs, whole and checked.
+struct Call {
+  odin_images images;
+  odin_scores scores;
+};
+
+Call checked_call(odin_scorer* scorer, const odin_images* images, const odin_scores* scores) {
+  check_pointer("scorer", scorer);
+  check_pointer("images", images);
+  check_pointer("scores", scores);
+  const Call call = {
+      odin::detail::whole_struct(images, "odin_images", sizeof(odin_images)),
+      odin::detail::whole_struct(scores, "odin_scores", offsetof(odin_scores, percentile))};
+  check_memory("images", call.images.memory);
+  odin::detail::check_images(call.images, scorer->bundle.spec);
+  check_scores(*scorer, call.scores);
+  return call;
 }
 
-// What the graph does not tell: images that are not finite score NaN (OpenVINO's Relu turns NaN
-// into 0), and the decision.
-void complete(const odin_scorer& scorer, const odin_images& images, const odin_scores& scores,
-              float* score) {
-  for (int64_t i = 0; i < images.count; ++i) {
-    if (odin::detail::is_finite(images, i)) continue;
-    if (score != nullptr) score[i] = NAN;
-    if (scores.baseline != nullptr) scores.baseline[i] = NAN;
-  }
-  if (scores.is_ood == nullptr) return;
-  const auto threshold = static_cast<float>(scorer.bundle.spec.calibration->threshold);
-  for (int64_t i = 0; i < images.count; ++i) scores.is_ood[i] = score[i] >= threshold ? 0 : 1;
+Targets targets_of(const odin_scores& scores, float* score) {
+  return {score, scores.baseline, scores.label, scores.logits, scores.memory};
 }
 
 }  // namespace
@@ -188,8 +112,10 @@ int32_t odin_scorer_version(void) {
 }
 
 int32_t odin_scorer_has_engine(odin_engine engine) {
-  const bool asked = engine == ODIN_ENGINE_OPENVINO || engine == ODIN_ENGINE_AUTO;
-  return asked && odin::detail::kHasOpenVino ? 1 : 0;
+  const bool automatic = engine == ODIN_ENGINE_AUTO;
+  const bool on_cpu = automatic || engine == ODIN_ENGINE_OPENVINO;
+  const bool on_gpu = automatic || engine == ODIN_ENGINE_TENSORRT;
+  return (on_cpu && odin::detail::kHasOpenVino) || (on_gpu && odin::detail::kHasTensorRt) ? 1 : 0;
 }
 
 const char* odin_scorer_last_error(void) { return last_error; }
@@ -221,7 +147,7 @@ const char* odin_scorer_status_text(odin_status status) {
     case ODIN_UNSUPPORTED:
       return "the bundle or the engine cannot do what is asked";
     case ODIN_NO_ENGINE:
-      return "the library was built without the engine";
+      return "the library was built without the engine, or it does not run here";
     case ODIN_ENGINE_FAILED:
       return "the engine failed";
     case ODIN_NO_MEMORY:
@@ -239,7 +165,7 @@ odin_status odin_scorer_open(const char* bundle, const odin_scorer_options* opti
     check_pointer("scorer", scorer);
     *scorer = nullptr;
     check_pointer("bundle", bundle);
-    *scorer = opened(bundle, odin::detail::checked_options(options));
+    *scorer = odin::detail::opened(bundle, odin::detail::checked_options(options));
   });
 }
 
@@ -274,11 +200,11 @@ odin_status odin_scorer_get_info(const odin_scorer* scorer, odin_scorer_info* in
     known.std = spec.std.data();
     known.classes = spec.classes;
     known.channels = spec.channels;
-    known.least_height = spec.height.least;
-    known.most_height = spec.height.most;
-    known.least_width = spec.width.least;
-    known.most_width = spec.width.most;
-    known.batch_size = scorer->batch_size;
+    known.least_height = scorer->session->height().least;
+    known.most_height = scorer->session->height().most;
+    known.least_width = scorer->session->width().least;
+    known.most_width = scorer->session->width().most;
+    known.batch_size = scorer->session->batch_size();
     known.temperature = spec.temperature;
     known.magnitude = spec.magnitude;
     known.tunable = spec.tunable ? 1 : 0;
@@ -292,22 +218,25 @@ odin_status odin_scorer_get_info(const odin_scorer* scorer, odin_scorer_info* in
 odin_status odin_scorer_score(odin_scorer* scorer, const odin_images* images,
                               const odin_scores* scores) {
   return guarded(__func__, [&] {
-    check_pointer("scorer", scorer);
-    check_pointer("images", images);
-    check_pointer("scores", scores);
-    const auto batch = odin::detail::whole_struct(images, "odin_images", sizeof(odin_images));
-    const auto targets = odin::detail::whole_struct(scores, "odin_scores", sizeof(odin_scores));
-    if (batch.reserved != 0) fail(ODIN_BAD_VALUE, "images.reserved is not 0");
-    odin::detail::check_images(batch, scorer->bundle.spec);
-    check_scores(*scorer, targets);
-    std::vector<float> own;  // for the decision of a caller who does not want the score
-    float* score = targets.score;
-    if (score == nullptr && targets.is_ood != nullptr) {
-      own.resize(static_cast<size_t>(batch.count));
+    const Call call = checked_call(scorer, images, scores);
+    const odin_scores& wanted = call.scores;
+    std::vector<float> own;  // of a caller who wants what follows from the score, and not the score
+    float* score = wanted.score;
+    if (score == nullptr && (wanted.is_ood != nullptr || wanted.percentile != nullptr)) {
+      own.resize(static_cast<size_t>(call.images.count));
       score = own.data();
     }
-    scorer->session->run(parts_of(*scorer, batch, targets, score));
-    complete(*scorer, batch, targets, score);
+    if (call.images.count > 0) scorer->session->score(call.images, targets_of(wanted, score));
+    odin::detail::decide(scorer->bundle.spec, score, call.images.count, wanted);
+  });
+}
+
+odin_status odin_scorer_enqueue(odin_scorer* scorer, const odin_images* images,
+                                const odin_scores* scores, void* stream) {
+  return guarded(__func__, [&] {
+    const Call call = checked_call(scorer, images, scores);
+    const Targets targets = targets_of(call.scores, call.scores.score);
+    scorer->session->enqueue(call.images, targets, stream);
   });
 }
 

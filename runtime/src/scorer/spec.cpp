@@ -32,6 +32,15 @@ double setting(const Description& description, const char* name, double least) {
   return value;
 }
 
+std::vector<double> quantiles(const Description& description) {
+  std::vector<double> values = description.numbers("quantiles");
+  if (values.size() < 2) description.wrong("quantiles", "are fewer than two");
+  if (!std::is_sorted(values.begin(), values.end())) {
+    description.wrong("quantiles", "do not ascend");
+  }
+  return values;
+}
+
 std::optional<Calibration> calibration(const std::string& file, const Description& description) {
   const Json* entry = description.optional("calibration");
   if (entry == nullptr) return std::nullopt;
@@ -42,7 +51,9 @@ std::optional<Calibration> calibration(const std::string& file, const Descriptio
                      inner.choice("precision", {"fp32", "fp16", "bf16"}),
                      inner.choice("method", {"exact", "first-order"}),
                      inner.number("temperature"),
-                     inner.number("magnitude")};
+                     inner.number("magnitude"),
+                     inner.whole("images", 1, int64_t{1} << 53),
+                     quantiles(inner)};
 }
 
 void read_scores(const Description& description, Spec& spec) {
@@ -62,6 +73,11 @@ void read_scores(const Description& description, Spec& spec) {
   if (description.optional("input_type") != nullptr) {
     spec.input_type = description.choice("input_type", {"float32", "uint8"});
   }
+  const Json* further = description.optional("scores");
+  if (further != nullptr && !further->is(Json::Kind::kList)) {
+    description.wrong("scores", "is not a list of names");
+  }
+  spec.further_scores = further != nullptr && !further->items.empty();
   if (description.optional("tunable") != nullptr) spec.tunable = description.boolean("tunable");
 }
 
@@ -97,6 +113,30 @@ Spec read_spec(const std::string& file, const Json& object) {
   read_images(description, spec);
   spec.calibration = calibration(file, description);
   return spec;
+}
+
+static PlanRecord read_plan(const std::string& file, const Json& object) {
+  const Description plan(file, "a plan's ", object);
+  return {plan.text("file"),
+          plan.choice("form", {"fused", "split"}),
+          plan.choice("engine", {"trt", "rtx"}),
+          plan.text("version"),
+          plan.text("device"),
+          plan.choice("precision", {"fp32", "fp16", "bf16"}),
+          plan.choice("hardware_compatibility", {"none", "ampere+", "same-cc"}),
+          plan.text("graph"),
+          plan.text("graph_sha256"),
+          plan.texts("compute_capabilities")};
+}
+
+std::vector<PlanRecord> read_plans(const std::string& file, const Json& object) {
+  const Description description(file, "", object);
+  const Json* entries = description.optional("plans");
+  std::vector<PlanRecord> plans;
+  if (entries == nullptr) return plans;
+  if (!entries->is(Json::Kind::kList)) description.wrong("plans", "is not a list");
+  for (const Json& entry : entries->items) plans.push_back(read_plan(file, entry));
+  return plans;
 }
 
 }  // namespace odin::detail

@@ -63,17 +63,20 @@ static int score(char** arguments) {
   int64_t* label = calloc(count, sizeof *label);
   uint8_t* is_ood = info.calibrated ? calloc(count, 1) : NULL;
   float* logits = calloc(count * classes, sizeof *logits);
-  const odin_scores scores = {sizeof scores, score, baseline, label, is_ood, logits};
+  float* percentile = info.calibrated ? calloc(count, sizeof *percentile) : NULL;
+  const odin_scores scores = {sizeof scores, score,  baseline,   label,
+                              is_ood,        logits, percentile, ODIN_HOST, 0};
   status = odin_scorer_score(scorer, &images, &scores);
   odin_scorer_close(scorer);
   if (status != ODIN_OK) return failed(status);
   for (size_t i = 0; i < count; ++i) {
-    printf("%.9g %.9g %lld %d", score[i], baseline[i], (long long)label[i],
-           is_ood == NULL ? -1 : is_ood[i]);
+    printf("%.9g %.9g %lld %d %.9g", score[i], baseline[i], (long long)label[i],
+           is_ood == NULL ? -1 : is_ood[i], percentile == NULL ? -1 : percentile[i]);
     for (size_t c = 0; c < classes; ++c) printf(" %.9g", logits[i * classes + c]);
     printf("\n");
   }
   free(data), free(score), free(baseline), free(label), free(is_ood), free(logits);
+  free(percentile);
   return 0;
 }
 
@@ -154,14 +157,22 @@ static void wrong_images(odin_scorer* scorer) {
   tell("channels", odin_scorer_score(scorer, &images, &scores));
   images = right, images.size = 0;
   tell("size", odin_scorer_score(scorer, &images, &scores));
-  images = right, images.reserved = 1;
-  tell("reserved", odin_scorer_score(scorer, &images, &scores));
+  images = right, images.memory = 2;
+  tell("memory", odin_scorer_score(scorer, &images, &scores));
+  images = right, images.memory = ODIN_DEVICE;
+  tell("device", odin_scorer_score(scorer, &images, &scores));
   images = right;
+  tell("enqueue", odin_scorer_enqueue(scorer, &images, &scores, NULL));
   odin_scores others = scores;
+  others.reserved = 1;
+  tell("reserved", odin_scorer_score(scorer, &images, &others));
+  others = scores;
   others.score = (float*)((char*)score + 1);
   tell("misaligned score", odin_scorer_score(scorer, &images, &others));
   others = scores, others.is_ood = is_ood;
   tell("is_ood", odin_scorer_score(scorer, &images, &others));
+  others = scores, others.percentile = score;
+  tell("percentile", odin_scorer_score(scorer, &images, &others));
   images.count = 0, images.data = NULL;
   tell("no images", odin_scorer_score(scorer, &images, &scores));
 }

@@ -142,9 +142,10 @@ void run(char** arguments) {
     most = from_threads(scorer, images, scores, std::strtoull(arguments[5], nullptr, 10),
                         std::strtoull(arguments[6], nullptr, 10));
     for (size_t i = 0; i < images.count; ++i) {
-      std::printf("%.9g %.9g %lld %d\n", scores.score[i], scores.baseline[i],
+      std::printf("%.9g %.9g %lld %d %.9g\n", scores.score[i], scores.baseline[i],
                   static_cast<long long>(scores.label[i]),
-                  scores.is_ood.empty() ? -1 : scores.is_ood[i]);
+                  scores.is_ood.empty() ? -1 : scores.is_ood[i],
+                  scores.percentile.empty() ? -1 : scores.percentile[i]);
     }
   }
   std::printf("%.9g %lld %lld %d\n", most, counter.held.load(), counter.all.load(), lines.load());

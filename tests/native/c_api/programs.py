@@ -30,6 +30,7 @@ set(CMAKE_CXX_EXTENSIONS OFF)
 find_package(odin 0.1 REQUIRED)
 find_package(Threads REQUIRED)
 message(STATUS "scorer: ${odin_HAS_SCORER}; OpenVINO: ${odin_HAS_OPENVINO}")
+message(STATUS "TensorRT: ${odin_HAS_TENSORRT}")
 add_compile_options(-Wall -Wextra -pedantic -Werror)
 add_executable(c_program program.c)
 target_link_libraries(c_program PRIVATE odin::odin)
@@ -48,10 +49,15 @@ class Programs:
     cpp: Path
     environment: tuple[tuple[str, str], ...] = ()
 
+    @property
+    def gpu(self) -> Path:
+        """The program that scores on the doubles of CUDA and TensorRT, where it was built."""
+        return self.cpp.with_name("gpu")
+
     def attempt(self, program: Path, *arguments: object, **more: str) -> Any:
         """Run one of the two; it may fail."""
         command = [str(program), *map(str, arguments)]
-        return attempt(command, timeout=120, **dict(self.environment), **more)
+        return attempt(command, timeout=120, **{**dict(self.environment), **more})
 
     def run(self, program: Path, *arguments: object) -> str:
         """Run one of the two; what it printed."""
@@ -64,7 +70,8 @@ class Found:
 
     Attributes:
         info: lines on the bundle; of the C program.
-        rows: score, baseline, label, decision (-1: none) and, of the C program, logits; float64.
+        rows: score, baseline, label, decision and percentile (-1: none) and, of the C program,
+            logits; float64.
         last: of the C++ program: difference between threads, bytes not freed, bytes, lines of log.
     """
 
@@ -84,6 +91,7 @@ def build_with_cmake(folder: Path, prefix: Path) -> Programs:
     flags = [f"-DCMAKE_CXX_COMPILER={cxx()}", f"-DCMAKE_PREFIX_PATH={prefix}"]
     said = run([cmake(), "-S", folder, "-B", build, *generator(), *flags])
     assert "scorer: ON; OpenVINO: ON" in said
+    assert "TensorRT: OFF" in said
     run([cmake(), "--build", build])
     return Programs(build / "c_program", build / "cpp_program")
 
@@ -98,7 +106,8 @@ def build(
     compilers = {".c": c_compiler(), ".cpp": cxx()}
     for name in names:
         suffix = Path(name).suffix
-        target = folder / f"program_{suffix[1:]}"
+        stem = Path(name).stem
+        target = folder / (f"program_{suffix[1:]}" if stem == "program" else stem)
         run([compilers[suffix], *FLAGS[suffix], HERE / name, "-o", target, *flags])
     return Programs(folder / "program_c", folder / "program_cpp", tuple(environment))
 
@@ -167,8 +176,10 @@ def assert_same_scores(
         agree = found.rows[:, 3] == wanted.is_ood
         assert (agree | near).all()
         assert set(found.rows[:, 3]) == {0, 1}
+        percentiles = bundle.calibration.percentile(found.rows[:, 0].astype(np.float32))
+        np.testing.assert_allclose(found.rows[:, 4], percentiles, rtol=0, atol=1e-6)
     else:
-        assert set(found.rows[:, 3]) == {-1}
+        assert set(found.rows[:, 3]) == set(found.rows[:, 4]) == {-1}
 
 
 def calibrated(make_bundle: Callable[..., Bundle], images: np.ndarray, **changes: object) -> Bundle:
@@ -180,14 +191,20 @@ def calibrated(make_bundle: Callable[..., Bundle], images: np.ndarray, **changes
         changes: of the calibration.
     """
     bundle = make_bundle()
-    scores = np.sort(Scorer.open(bundle, "openvino").score(images).score).astype(float)
-    threshold = float(np.median(scores))
+    scores = Scorer.open(bundle, "openvino").score(images).score
+    return write_calibration(bundle, calibration_of(bundle, scores, **changes))
+
+
+def calibration_of(bundle: Bundle, scores: np.ndarray, **changes: object) -> Calibration:
+    """A calibration by scores, with a threshold in their midst; `changes` are of its fields."""
+    ordered = np.sort(scores).astype(float)
+    threshold = float(np.median(ordered))
     fields: dict[str, Any] = {
         "threshold": threshold,
         "tpr": 0.5,
         "interval": (threshold, threshold),
-        "images": len(scores),
-        "quantiles": tuple(scores.tolist()),
+        "images": len(ordered),
+        "quantiles": tuple(ordered.tolist()),
         "dataset": "blocks",
         "pixels": "as they are",
         "sha256": "0" * 64,
@@ -198,4 +215,4 @@ def calibrated(make_bundle: Callable[..., Bundle], images: np.ndarray, **changes
         "temperature": bundle.spec.temperature,
         "magnitude": bundle.spec.magnitude,
     }
-    return write_calibration(bundle, Calibration(**{**fields, **changes}))
+    return Calibration(**{**fields, **changes})
