@@ -84,7 +84,14 @@ def decode_rgb(file: Path | BinaryIO, name: str) -> np.ndarray:
     return decode(file, name, 3)
 
 
-def decode(file: Path | BinaryIO, name: str, channels: int) -> np.ndarray:
+def decode(
+    file: Path | BinaryIO,
+    name: str,
+    channels: int,
+    *,
+    formats: Sequence[str] | None = None,
+    most_pixels: int | None = None,
+) -> np.ndarray:
     """Decode one 8-bit image, upright, to uint8 (H, W, channels).
 
     It is turned as its EXIF orientation says, as viewers show it. Palettes and CMYK become RGB, an
@@ -95,10 +102,13 @@ def decode(file: Path | BinaryIO, name: str, channels: int) -> np.ndarray:
         file: of the image.
         name: for messages.
         channels: 1 (grey) or 3 (RGB).
+        formats: by Pillow's names, those that are read; None: all that Pillow reads.
+        most_pixels: of a picture that is decoded; None: what Pillow allows. It holds for formats
+            that tell their size at the beginning, not for containers of others such as ICO.
 
     Raises:
-        OdinError: other channels; the file is damaged, is no image, or has grey pixels of more than
-            8 bits; or Pillow is not installed.
+        OdinError: other channels; the file is damaged, is no image, has grey pixels of more than
+            8 bits, or more pixels than are allowed; or Pillow is not installed.
     """
     if channels not in _MODES:
         raise OdinError(
@@ -107,7 +117,12 @@ def decode(file: Path | BinaryIO, name: str, channels: int) -> np.ndarray:
         )
     pillow = _pillow()
     try:
-        with pillow.open(file) as image:
+        with pillow.open(file, formats=formats) as image:
+            if most_pixels is not None and image.width * image.height > most_pixels:
+                raise OdinError(
+                    f"{name}: {image.height}x{image.width} pixels, more than {most_pixels:,}: "
+                    "scale the image down"
+                )
             # Pillow would clip 16-bit and float pixels at 255 instead of scaling them.
             if image.mode.startswith(("I", "F")):
                 raise OdinError(
@@ -117,7 +132,8 @@ def decode(file: Path | BinaryIO, name: str, channels: int) -> np.ndarray:
             pixels = np.array(image.convert(_MODES[channels]))
             upright = _turned(pixels, _orientation(image))
     except (*_IMAGE_ERRORS, pillow.DecompressionBombError) as error:
-        raise OdinError(f"{name} cannot be read as an image: {error}") from error
+        wanted = f"; want one of {', '.join(formats)}" if formats else ""
+        raise OdinError(f"{name} cannot be read as an image: {error}{wanted}") from error
     return np.ascontiguousarray(upright if channels == 3 else upright[..., None])
 
 

@@ -15,6 +15,7 @@ import io
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,11 @@ from odin_runtime.preparation import Preparation, usual, usual_size
 from odin_runtime.scorer import Scorer
 
 Columns = dict[str, np.ndarray]
+# What a service decodes: formats whose size stands at their beginning, and is all that Pillow reads
+# before it is checked. An ICO is decoded as it is opened, a TIFF may have tiles larger than itself,
+# and an EPS is a program.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "PPM")
+DECODERS = 4  # at once: each takes 11 to 25 bytes of memory for a pixel
 
 
 class OdinPredictor:
@@ -112,13 +118,16 @@ class OdinPredictor:
 class OdinService:
     """Answers HTTP requests: an encoded image in (PNG, JPEG, ...), its scores out, as JSON.
 
-    Requests that come within `wait` of each other are scored together. A body that is no image, or
-    none that the network takes, gets status 400 and {"error": the reason}. NaN is told as null.
+    Requests that come within `wait` of each other are scored together. A body that is no image of
+    `FORMATS`, or none that the network takes, gets status 400, and one that is too long 413, with
+    {"error": the reason}. NaN is told as null.
 
     Args:
         bundle: the folder, where each node finds it.
         batch_size: the most requests that are scored together.
         wait: seconds that a request waits for others.
+        most_bytes: of a body.
+        most_pixels: of an image, before it is prepared.
         prepare: how decoded images become the network's; None does as `preparation.usual`.
         options: of `Scorer.open`. On the CPU, `threads` is what Ray gives the replica (num_cpus).
 
@@ -132,6 +141,8 @@ class OdinService:
         *,
         batch_size: int = 64,
         wait: float = 0.002,
+        most_bytes: int = 1 << 24,
+        most_pixels: int = 1 << 24,
         prepare: Preparation | None = None,
         **options: Any,
     ) -> None:
@@ -139,6 +150,9 @@ class OdinService:
 
         self._scorer = _opened(bundle, options)
         self._prepare = prepare or usual(self._scorer.bundle)
+        self._most_bytes = most_bytes
+        self._most_pixels = most_pixels
+        self._decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
         self._metrics = _Metrics(self._scorer)
         self._score = serve.batch(
             self._score_together, max_batch_size=batch_size, batch_wait_timeout_s=wait
@@ -153,23 +167,43 @@ class OdinService:
 
         began, status = time.perf_counter(), 500
         try:
-            status, answer = await self._answer(await request.body())
+            status, answer = await self._answer(request)
         finally:  # what raises is counted too
             self._metrics.answered(status, time.perf_counter() - began)
         return JSONResponse(answer, status_code=status)
 
-    async def _answer(self, body: bytes) -> tuple[int, dict[str, Any]]:
+    async def _answer(self, request: Any) -> tuple[int, dict[str, Any]]:
+        body = await self._body(request)
+        if body is None:
+            return 413, {"error": f"the body has more than {self._most_bytes:,} bytes"}
         # In threads, so that others are heard meanwhile: Pillow and the engines let go of Python's
-        # lock.
+        # lock. Of a request that is cancelled the decoding goes on, and keeps its thread.
+        loop = asyncio.get_running_loop()
         try:
-            image = await asyncio.to_thread(self._decoded, body)
+            image = await loop.run_in_executor(self._decoders, self._decoded, body)
         except OdinError as error:
             return 400, {"error": str(error)}
         return 200, await self._score(image)
 
+    async def _body(self, request: Any) -> bytes | None:
+        """None where it is too long; the rest of such a one is not read."""
+        body = bytearray()
+        async for part in request.stream():
+            body += part
+            if len(body) > self._most_bytes:
+                return None
+        return bytes(body)
+
     def _decoded(self, body: bytes) -> np.ndarray:
         spec = self._scorer.spec
-        return _prepared(decode(io.BytesIO(body), "the body", spec.channels), self._prepare, spec)
+        image = decode(
+            io.BytesIO(body),
+            "the body",
+            spec.channels,
+            formats=FORMATS,
+            most_pixels=self._most_pixels,
+        )
+        return _prepared(image, self._prepare, spec)
 
     async def _score_together(self, images: list[np.ndarray]) -> list[dict[str, Any]]:
         return await asyncio.to_thread(self._answers, images)
@@ -234,7 +268,9 @@ class _Metrics:
         self._requests = made(Counter, "requests", "Requests answered with scores.")
         self._failures = made(Counter, "failed_requests", "Requests answered with an error.")
         self._images = made(Counter, "images", "Images scored.")
-        self._flagged = made(Counter, "flagged_images", "Images taken for out-of-distribution.")
+        self._flagged = None  # of no calibration; a 0 would read as a share of 0 %
+        if scorer.bundle.calibration is not None:
+            self._flagged = made(Counter, "flagged_images", "Images taken for out-of-distribution.")
         self._below = made(Counter, "score_bucket", "Images that score at or below le.", "le")
         self._seconds = made(
             Histogram, "request_seconds", "From request to answer.", boundaries=list(SECONDS)
@@ -253,7 +289,8 @@ class _Metrics:
         """Count images with these scores."""
         scores = found["score"].astype(np.float64)
         self._images.inc(len(scores))
-        _add(self._flagged, found.get("is_ood", np.zeros(0)))
+        if self._flagged is not None:
+            _add(self._flagged, found["is_ood"])
         for end in self._ends:
             label = "+Inf" if end == math.inf else f"{end:.9g}"
             _add(self._below, scores <= end, {"le": label})

@@ -37,12 +37,15 @@ def cluster(ray_environment: dict[str, str]) -> Iterator[Any]:
             patch.setenv(name, value)
         patch.delenv("RAY_ADDRESS")
         import ray
+        import ray.data
         from ray.cluster_utils import Cluster
 
         made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
         for _ in range(NODES - 1):
             made.add_node(num_cpus=1)
         ray.init(address=made.address, logging_level="warning", log_to_driver=False)
+        # Else a job begins with the first of its workers, and may be over before the second.
+        ray.data.DataContext.get_current().wait_for_min_actors_s = 300
         try:
             yield made
         finally:

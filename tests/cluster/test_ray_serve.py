@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.client import HTTPConnection
+from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
@@ -95,7 +96,9 @@ def assert_as_local(answers: list[tuple[int, Any]], bundle: Bundle, images: np.n
     assert [status for status, _ in answers] == [200] * len(images)
     for name, values in local.items():
         found = [answer[name] for _, answer in answers]
-        np.testing.assert_allclose(found, values, rtol=0, atol=1e-6, err_msg=name)
+        # A score may move by its last bits, and a percentile then by many times as much.
+        atol = 0.02 if name == "percentile" else 1e-6
+        np.testing.assert_allclose(found, values, rtol=0, atol=atol, err_msg=name)
     assert all(answer.keys() == local.keys() for _, answer in answers)
 
 
@@ -191,6 +194,28 @@ def test_a_network_of_grey_images(
     assert_as_local(answers, bundle, np.asarray(picture.convert("L"))[None, ..., None])
 
 
+def test_bodies_of_many_pixels_or_bytes_are_refused_and_harm_nobody(
+    service: str, port: int, calibrated: Bundle, raw_images: Images
+) -> None:
+    """21 kB of PNG that would be 700 MB decoded, and a body of 20 MB."""
+    from PIL import Image
+
+    file, images = io.BytesIO(), raw_images(8, seed=6)
+    Image.new("1", (13_000, 13_000)).save(file, "png")
+    bad = [file.getvalue(), bytes(20_000_000)] * 4
+    bodies = [
+        body
+        for image, each in zip(images, bad, strict=True)
+        for body in (encoded(image, "png"), each)
+    ]
+    with ThreadPoolExecutor(16) as clients:
+        answers = list(clients.map(lambda body: ask(port, service, body), bodies))
+    assert_as_local(answers[0::2], calibrated, images)
+    assert [status for status, _ in answers[1::2]] == [400, 413] * 4
+    assert "13000x13000 pixels, more than 16,777,216" in answers[1][1]["error"]
+    assert "more than 16,777,216 bytes" in answers[3][1]["error"]
+
+
 @pytest.mark.parametrize("method", ["POST", "GET"])
 def test_what_is_no_image_gets_the_reason(service: str, port: int, method: str) -> None:
     status, answer = ask(port, service, b"no image" if method == "POST" else b"", method)
@@ -224,22 +249,32 @@ def _damaged(generator: np.random.Generator, good: list[bytes]) -> Iterator[byte
 
 
 def test_scoring_does_not_keep_others_waiting(
-    port: int, tiny_bundle: Bundle, raw_images: Images
+    port: int, tiny_bundle: Bundle, raw_images: Images, tmp_path: Path
 ) -> None:
-    class Slow(OdinService):
+    begun, release = tmp_path / "begun", tmp_path / "release"
+
+    def wait_for(file: Path) -> None:
+        deadline = time.monotonic() + 120
+        while not file.exists():
+            assert time.monotonic() < deadline, file
+            time.sleep(0.01)
+
+    class Held(OdinService):
         def _answers(self, images: list[np.ndarray]) -> list[dict[str, Any]]:
-            time.sleep(4)
+            begun.touch()
+            wait_for(release)
             return super()._answers(images)
 
-    made = serve.deployment(Slow, max_ongoing_requests=8).bind(tiny_bundle.path, batch_size=1)
-    with running(made, "slow") as path, ThreadPoolExecutor(1) as clients:
+    made = serve.deployment(Held, max_ongoing_requests=8).bind(tiny_bundle.path, batch_size=1)
+    with running(made, "held") as path, ThreadPoolExecutor(1) as clients:
         image = encoded(raw_images(1)[0], "png")
         answer = clients.submit(ask, port, path, image)
-        time.sleep(1)
-        began = time.monotonic()
-        assert ask(port, path, b"no image")[0] == 400
-        assert time.monotonic() - began < 2
-        assert not answer.done()
+        try:
+            wait_for(begun)
+            assert ask(port, path, b"no image")[0] == 400
+            assert not answer.done()
+        finally:
+            release.touch()
         assert answer.result()[0] == 200
 
 
