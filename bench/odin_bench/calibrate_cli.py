@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,11 +34,16 @@ def calibrate(
     Raises:
         OdinError: the set does not fit, or is too small.
     """
+    if parsed.decision:
+        from odin_export.decision import check_decidable
+
+        check_decidable(bundle)
     found = _images(parsed, bundle)
     scaled = sets.size(parsed, bundle.spec, found, say)
     images = held_out(found, parsed.limit)
     check_count(len(images), parsed.tpr)
-    with open_scorer(bundle) as scorer:
+    # Without the earlier calibration, of which opening would warn if it was of another precision.
+    with open_scorer(dataclasses.replace(bundle, calibration=None)) as scorer:
         scores = _scores(scorer, images, scaled)
         calibration = calibration_of(scorer, scores, images, parsed.tpr, parsed.crop, scaled)
     print(_as_text(calibration, images, _written(bundle, calibration, parsed.decision)))
@@ -78,6 +84,12 @@ def _written(bundle: Bundle, calibration: Calibration, decision: bool) -> Bundle
 
     if not decision and not has_decision(bundle):
         return write_calibration(bundle, calibration)
+    if calibration.precision != bundle.spec.precision:
+        say(
+            f"warning: the graph's decision is of a threshold in {calibration.precision}, and "
+            f"engines compute the graph in {bundle.spec.precision} unless told otherwise: "
+            f"calibrate with --precision {bundle.spec.precision}"
+        )
     written = write_decision(bundle, calibration)
     for plan in bundle.plans:
         if plan not in written.plans:

@@ -39,7 +39,7 @@ class Calibration:
             `MOST_QUANTILES`.
         dataset: name of the set.
         pixels: what was done to the images before they were scored, in words.
-        sha256: of the scored images: shape and pixels.
+        sha256: of the images before they were scaled: shape and pixels.
         date: when, in ISO 8601, UTC.
         engine: by which they were scored.
         precision: in which.
@@ -75,16 +75,26 @@ class Calibration:
     def percentile(self, scores: np.ndarray) -> np.ndarray:
         """The conformal p-value of each score, float64 from 1 / (images + 1) to 1.
 
-        (1 + how many images of the calibration score at or below it) / (images + 1), that number
-        being interpolated between the quantiles. NaN for a score that is NaN.
+        (1 + images * `share_below`) / (images + 1); NaN for a score that is NaN.
+        """
+        below = np.where(np.isnan(scores), np.nan, self.share_below(scores))
+        return (1 + below * self.images) / (self.images + 1)
+
+    def share_below(self, scores: np.ndarray) -> np.ndarray:
+        """The share of the calibration's images below each score, float64 from 0 to 1.
+
+        Interpolated between the quantiles, of which the first has the share 0 and the last 1; of
+        several that equal the score the last one counts, and the share jumps there.
         """
         values = np.asarray(self.quantiles)
-        shares = np.linspace(0.0, 1.0, len(values))
-        # Of equal quantiles the last one counts: all of them are at or below the score.
-        last = np.append(values[1:] != values[:-1], True)
-        below = np.interp(scores, values[last], shares[last], left=0.0)
-        below = np.where(np.isnan(scores), np.nan, below)  # which one point alone would hide
-        return (1 + below * self.images) / (self.images + 1)
+        scores = np.asarray(scores, np.float64)
+        above = np.searchsorted(values, scores, side="right")
+        left = np.clip(above - 1, 0, len(values) - 2)  # of the interval in which the score lies
+        # Of intervals of no width, and infinite scores, which the last line leaves out.
+        with np.errstate(divide="ignore", invalid="ignore"):
+            part = (scores - values[left]) / (values[left + 1] - values[left])
+        inside = (above > 0) & (above < len(values))
+        return np.where(inside, (left + part) / (len(values) - 1), above > 0)
 
     def unlike(self, spec: Spec, temperature: float, magnitude: float) -> str | None:
         """Why the threshold says nothing of scores made so; None if it does.
@@ -165,7 +175,9 @@ def _check(known: Mapping[str, Any]) -> None:
             raise ValueError(f"calibration's {name} is not a number")
     if not 0 < known["tpr"] < 1:
         raise ValueError(f"calibration's tpr is {known['tpr']}, not between 0 and 1")
-    if type(known["images"]) is not int or known["images"] < 1:
+    if known["temperature"] <= 0:
+        raise ValueError(f"calibration's temperature is {known['temperature']}, not above 0")
+    if not _is_count(known["images"]) or known["images"] > 1 << 53:
         raise ValueError("calibration's images is not a number of images")
     for name, least, most in (("interval", 2, 2), ("quantiles", 2, MOST_QUANTILES)):
         values = known[name]
@@ -195,7 +207,10 @@ def _is_count(value: object) -> bool:
 
 
 def _is_finite(value: object) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+    try:
+        return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+    except OverflowError:  # an integer beyond every float
+        return False
 
 
 def _plain(value: object) -> str:

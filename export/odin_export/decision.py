@@ -11,8 +11,22 @@ from onnx import TensorProto, helper, numpy_helper
 from odin_engines import plan_sets
 from odin_engines.bundle import FORWARD, GRADIENT, ODIN, Bundle, write_bundle
 from odin_engines.calibration import DECISION, Calibration
+from odin_engines.errors import OdinError
 
 _THRESHOLD, _ACCEPTED = "odin_threshold", "odin_accepted"
+
+
+def check_decidable(bundle: Bundle) -> None:
+    """Check that one threshold fits all that the graphs can compute.
+
+    Raises:
+        OdinError: temperature and magnitude are inputs.
+    """
+    if bundle.spec.tunable:
+        raise OdinError(
+            f"--decision: the graph of bundle {bundle.path} takes temperature and magnitude, and "
+            "the threshold is of one pair of them: export the model without --tunable"
+        )
 
 
 def write_decision(bundle: Bundle, calibration: Calibration) -> Bundle:
@@ -21,8 +35,9 @@ def write_decision(bundle: Bundle, calibration: Calibration) -> Bundle:
     Plans made of the graphs as they were are left out; the bundle on disk is replaced as a whole.
 
     Raises:
-        OdinError: a file of the bundle cannot be read, or not be written.
+        OdinError: the bundle is tunable; a file of it cannot be read, or not be written.
     """
+    check_decidable(bundle)
     graphs = {
         name: content if name in (FORWARD, GRADIENT) else with_decision(content, calibration)
         for name, content in bundle.graphs().items()

@@ -150,12 +150,12 @@ class Images:
         dims = (*sides, self.channels) if raw else (self.channels, *sides)
         return Tensor(name, "UINT8" if raw else "FP32", dims)
 
-    def warm_up(self, *, raw: bool, batch: int = 1) -> str:
-        """Images of zeros, of the smallest size, before the model is ready."""
+    def warm_up(self, *, raw: bool) -> str:
+        """An image of zeros, of the smallest size, before the model is ready."""
         sides = (self.height[0], self.width[0])
         dims = (*sides, self.channels) if raw else (self.channels, *sides)
         return (
-            f'model_warmup [ {{ name: "zeros" batch_size: {batch} inputs {{ key: "images" value {{ '
+            f'model_warmup [ {{ name: "zeros" batch_size: 1 inputs {{ key: "images" value {{ '
             f"data_type: TYPE_{'UINT8' if raw else 'FP32'} dims: "
             f"[ {', '.join(map(str, dims))} ] zero_data: true }} }} }} ]"
         )
@@ -176,11 +176,19 @@ def repository(
         size: height and width of all images; None for all that the network takes.
 
     Raises:
-        OdinError: scorer is "trt", and the bundle has no plan that fits; the network, or the plan,
-            does not take the size; or a file of the bundle cannot be read.
+        OdinError: scorer is "trt", and the bundle has no plan that fits; it is "onnx", and the
+            graph is in bfloat16; the network, or the plan, does not take the size; or a file of the
+            bundle cannot be read.
     """
     images = _images(bundle.spec).of_size(size)
-    models = [_python_model(bundle, images, batch), _onnx_model(bundle, images, batch)]
+    models = [_python_model(bundle, images, batch)]
+    if bundle.spec.graph_precision != "bf16":
+        models.append(_onnx_model(bundle, images, batch))
+    elif scorer == "onnx":
+        raise OdinError(
+            f"the graph of bundle {bundle.path} is in bfloat16, in which ONNX Runtime computes few "
+            "ops: take another --triton-scorer"
+        )
     problem = _plan_problem(bundle)
     if problem is None:
         record = bundle.plan("trt", ODIN)
@@ -282,7 +290,7 @@ def _onnx_model(bundle: Bundle, images: Images, batch: int) -> Model:
 
 
 def _trt_model(bundle: Bundle, record: PlanRecord, images: Images, batch: int) -> Model:
-    least, most = record.batches
+    most = record.batches[1]
     usual = record.profile["images"].optimum[0]
     raw = bundle.spec.input_type == "uint8"
     batch = min(batch, most)
@@ -298,7 +306,7 @@ def _trt_model(bundle: Bundle, record: PlanRecord, images: Images, batch: int) -
             _batching(min(usual, batch)),
             "instance_group [ { kind: KIND_GPU count: 1 } ]",
             *(("optimization { cuda { graphs: true } }",) if images.fixed else ()),
-            images.warm_up(raw=raw, batch=least),
+            images.warm_up(raw=raw),
         ),
     )
 
@@ -316,6 +324,11 @@ def _plan_problem(bundle: Bundle) -> str | None:
         return bundle.damaged[record.file]
     if record.graph_sha256 != bundle.files[ODIN]:
         return f"{bundle.path / record.file} was built from another {ODIN}: {build}"
+    if (least := record.batches[0]) > 1:
+        return (
+            f"the plan of bundle {bundle.path} takes batches from {least}, and the server sends "
+            f"smaller ones: {build}, for batches from 1"
+        )
     if bundle.spec.tunable:
         return (
             f"the plan of bundle {bundle.path} takes temperature and magnitude, which the server "

@@ -40,10 +40,11 @@ def prepare_graph(spec: Spec) -> onnx.ModelProto:
 def decide_graph(calibration: Calibration) -> onnx.ModelProto:
     """score, float32 (N, 1) -> is_ood, bool, and percentile, float32, as `Calibration` has them.
 
-    percentile = (1 + images * below) / (images + 1), where `below` is the sum over the intervals
-    between two quantiles of step * clip((score - left) / width, 0, 1), and the first share.
+    percentile = (1 + images * below) / (images + 1), where `below` is the sum of
+    rise * clip((score - left) / width, 0, 1) over the intervals between two quantiles, and of
+    jump * (score >= tie) over those that several share.
     """
-    values, shares = _steps_of(calibration)
+    steps = _steps_of(calibration)
     nodes = [
         helper.make_node("GreaterOrEqual", ["score", "threshold"], ["in"]),
         helper.make_node("Not", ["in"], ["is_ood"]),
@@ -51,10 +52,11 @@ def decide_graph(calibration: Calibration) -> onnx.ModelProto:
         helper.make_node("Sub", ["double", "left"], ["beyond"]),
         helper.make_node("Div", ["beyond", "width"], ["part"]),
         helper.make_node("Clip", ["part", "zero", "one"], ["passed"]),
-        helper.make_node("MatMul", ["passed", "step"], ["risen"]),
-        helper.make_node("GreaterOrEqual", ["double", "least"], ["any"]),
-        helper.make_node("Where", ["any", "first", "zero"], ["start"]),
-        helper.make_node("Add", ["risen", "start"], ["below"]),
+        helper.make_node("MatMul", ["passed", "rise"], ["risen"]),
+        helper.make_node("GreaterOrEqual", ["double", "tie"], ["reached"]),
+        helper.make_node("Cast", ["reached"], ["ties"], to=TensorProto.DOUBLE),
+        helper.make_node("MatMul", ["ties", "jump"], ["jumped"]),
+        helper.make_node("Add", ["risen", "jumped"], ["below"]),
         helper.make_node("Mul", ["below", "images"], ["count"]),
         helper.make_node("Add", ["count", "one"], ["with_itself"]),
         helper.make_node("Div", ["with_itself", "of"], ["share"]),
@@ -72,11 +74,7 @@ def decide_graph(calibration: Calibration) -> onnx.ModelProto:
         ],
         {
             "threshold": np.float32(calibration.threshold),
-            "left": values[None, :-1],
-            "width": np.diff(values)[None],
-            "step": np.diff(shares)[:, None],
-            "least": values[0],
-            "first": shares[0],
+            **steps,
             "images": np.float64(calibration.images),
             "of": np.float64(calibration.images + 1),
             "zero": np.float64(0),
@@ -96,15 +94,23 @@ def with_constants(graph: onnx.ModelProto, spec: Spec) -> onnx.ModelProto:
     return graph
 
 
-def _steps_of(calibration: Calibration) -> tuple[np.ndarray, np.ndarray]:
-    """The quantiles without equals, ascending, and the share of images at or below each.
+def _steps_of(calibration: Calibration) -> dict[str, np.ndarray]:
+    """left, width (1, intervals), rise (intervals, 1); tie (1, ties), jump (ties, 1): float64.
 
-    At least two, the last of them with all images: an interval that nothing is added in.
+    One of each at least: with a rise and a jump of 0 where there is none.
     """
     values = np.asarray(calibration.quantiles)
-    last = np.append(values[1:] != values[:-1], True)
-    values, shares = values[last], np.linspace(0.0, 1.0, len(values))[last]
-    return np.append(values, values[-1] + 1), np.append(shares, 1.0)
+    step = 1 / (len(values) - 1)
+    width = np.diff(values)
+    wide = np.append(np.flatnonzero(width), len(values) - 1)
+    ties, counts = np.unique(values, return_counts=True)
+    return {
+        "left": values[None, wide],
+        "width": np.append(width, 1.0)[None, wide],
+        "rise": np.append(np.full(len(wide) - 1, step), 0.0)[:, None],
+        "tie": ties[None],
+        "jump": (counts - 1)[:, None] * step,
+    }
 
 
 def _model(

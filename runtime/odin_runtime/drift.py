@@ -60,7 +60,7 @@ def compare(scores: np.ndarray, calibration: Calibration) -> Drift:
     known = np.asarray(calibration.quantiles)
     points = np.concatenate([values, known])
     ours = np.searchsorted(values, points, side="right") / len(values)
-    theirs = _share_at_or_below(known, points)
+    theirs = calibration.share_below(points)
     distance = float(np.abs(ours - theirs).max())
     effective = len(values) * calibration.images / (len(values) + calibration.images)
     return Drift(
@@ -71,13 +71,6 @@ def compare(scores: np.ndarray, calibration: Calibration) -> Drift:
         expected=1 - calibration.tpr,
         median=float(np.median(calibration.percentile(values))),
     )
-
-
-def _share_at_or_below(quantiles: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Of the calibration's scores, interpolated between its quantiles."""
-    shares = np.linspace(0.0, 1.0, len(quantiles))
-    last = np.append(quantiles[1:] != quantiles[:-1], True)
-    return np.interp(points, quantiles[last], shares[last], left=0.0)
 
 
 def _kolmogorov(distance: float) -> float:

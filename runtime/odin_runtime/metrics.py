@@ -75,7 +75,11 @@ class ServiceMetrics:
         self._requests = made(counter, "requests", "Requests answered with scores.")
         self._failures = made(counter, "failed_requests", "Requests answered with an error.")
         self._images = made(counter, "images", "Images scored.")
-        self._flagged = made(counter, "flagged_images", "Images taken for out-of-distribution.")
+        # None where nothing decides: 0 would read as if no image were out-of-distribution.
+        self._flagged = None
+        if isinstance(scorer.calibration(), Calibration):
+            text = "Images taken for out-of-distribution."
+            self._flagged = made(counter, "flagged_images", text)
         self._seconds = made(
             histogram, "request_seconds", "From request to answer.", buckets=SECONDS
         )
@@ -99,5 +103,5 @@ class ServiceMetrics:
         self._images.inc(len(scores))
         for value in scores.score[np.isfinite(scores.score)].tolist():  # NaN would spoil the sum
             self._scores.observe(value)
-        if not isinstance(scores.calibration, str):
+        if self._flagged is not None:
             self._flagged.inc(int(scores.is_ood.sum()))

@@ -161,6 +161,12 @@ def _scored(parsed: argparse.Namespace, bundle: Bundle) -> int:
         return sources.items(parsed.paths, listed, bundle.spec.channels)
 
     with Scorer.open(bundle, parsed.engine, **options) as scorer:
+        if parsed.drift_against:
+            known = _drift_calibration(parsed, bundle)
+            if known != bundle.calibration and (
+                problem := known.drift(scorer.engine, scorer.precision)
+            ):
+                warnings.warn(f"--drift-against {parsed.drift_against}: {problem}", stacklevel=2)
         decision = Decision(parsed.threshold)
         journal = Journal(partial, _about(scorer, prepare, decision), CHUNK, resume=parsed.resume)
         with _kept(journal):
@@ -369,6 +375,12 @@ def _drift_calibration(parsed: argparse.Namespace, bundle: Bundle) -> Calibratio
             f"{against.argument} --calibrate IN_DATASET'"
         )
     spec = bundle.spec
+    if against.spec.checkpoint_sha256 != spec.checkpoint_sha256:
+        raise OdinError(
+            f"--drift-against {parsed.drift_against}: its network has other weights "
+            f"({against.spec.model}, {against.spec.checkpoint}); give a calibration of "
+            f"{bundle.argument}'s own"
+        )
     problem = against.calibration.unlike(spec, spec.temperature, spec.magnitude)
     if problem:
         raise OdinError(f"--drift-against {parsed.drift_against}: {problem}")

@@ -16,7 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from odin_engines.calibration import Calibration
 from odin_engines.errors import OdinError
+from odin_runtime.images import check_images
 from odin_runtime.metrics import SECONDS, score_buckets
 from odin_runtime.scorer import Scorer
 from odin_runtime.scores import Scores
@@ -51,7 +53,10 @@ class TritonPythonModel:
             threads=_threads(given.get("threads", "0")),
         )
         labels = {"model": args["model_name"], "version": args["model_version"]}
-        self._metrics = _Metrics(triton.MetricFamily, labels, score_buckets(self._scorer))
+        decides = isinstance(self._scorer.calibration(), Calibration)
+        self._metrics = _Metrics(
+            triton.MetricFamily, labels, score_buckets(self._scorer), decides=decides
+        )
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Answer requests, each with its own images; a wrong one is told and harms no other."""
@@ -61,11 +66,15 @@ class TritonPythonModel:
         images = [triton.get_input_tensor_by_name(each, IMAGES).as_numpy() for each in requests]
         answers: list[Any] = [None] * len(images)
         for places in _alike(images):
+            joined = np.concatenate([images[place] for place in places])
             try:
-                found = self._scorer.score(np.concatenate([images[place] for place in places]))
+                found = self._scorer.score(joined)
             except OdinError as error:
+                code = self._code(joined, triton.TritonError)
                 for place in places:
-                    answers[place] = triton.InferenceResponse(error=triton.TritonError(str(error)))
+                    # One each: server 2.51 dies of two responses that share an error.
+                    refused = triton.TritonError(str(error), code)
+                    answers[place] = triton.InferenceResponse(error=refused)
                 self._metrics.failed(len(places))
                 continue
             arrays = {k: v for k, v in found.arrays().items() if k in self._outputs}
@@ -78,6 +87,14 @@ class TritonPythonModel:
                 )
             self._metrics.answered(len(places), found, time.perf_counter() - began)
         return answers
+
+    def _code(self, images: np.ndarray, codes: Any) -> Any:
+        """Whose fault it was: the client's (HTTP 400) or ours (500)."""
+        try:
+            check_images(images, self._scorer.spec)
+        except OdinError:
+            return codes.INVALID_ARG
+        return codes.INTERNAL
 
     def finalize(self) -> None:
         """Let go of what the engine holds."""
@@ -94,13 +111,23 @@ class _Metrics:
     to abort where a second thread called, and a call was refused.
     """
 
-    def __init__(self, family: Any, labels: Mapping[str, str], score_ends: Sequence[float]) -> None:
+    def __init__(
+        self,
+        family: Any,
+        labels: Mapping[str, str],
+        score_ends: Sequence[float],
+        *,
+        decides: bool,
+    ) -> None:
         self._family, self._labels = family, dict(labels)
         self._families: list[Any] = []  # a metric lasts as long as its family
         self._requests = self._counter("requests_total", "Requests answered with scores.")
         self._failures = self._counter("failed_requests_total", "Requests refused.")
         self._images = self._counter("images_total", "Images scored.")
-        self._flagged = self._counter("flagged_images_total", "Images out-of-distribution.")
+        # None where nothing decides: 0 would read as if no image were out-of-distribution.
+        self._flagged = None
+        if decides:
+            self._flagged = self._counter("flagged_images_total", "Images out-of-distribution.")
         self._seconds = self._histogram("request_seconds", "From batch to answer.", SECONDS)
         self._scores = self._histogram("score", "ODIN scores of images.", score_ends)
 
@@ -108,7 +135,7 @@ class _Metrics:
         """Requests that were scored together."""
         self._requests.increment(requests)
         self._images.increment(len(scores))
-        if not isinstance(scores.calibration, str):
+        if self._flagged is not None:
             self._flagged.increment(int(scores.is_ood.sum()))
         self._seconds.observe(np.full(requests, seconds))
         self._scores.observe(scores.score)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -23,7 +24,7 @@ from PIL import Image
 
 from commands.runs import COUNT, Command, refused
 from odin_bench import cli as bench
-from odin_engines.bundle import read_bundle
+from odin_engines.bundle import Bundle, read_bundle, write_bundle
 from odin_export import cli as export
 from odin_runtime import Scorer, score_cli
 from odin_runtime.images import normalised
@@ -40,6 +41,16 @@ def calibrated(run: Command, bundle: Path, sets: Path) -> Path:
     outcome = run(bench.main, *arguments)
     assert outcome.status == 0, outcome.err
     return Path("calibrated")
+
+
+@pytest.fixture
+def decided(run: Command, make_tiny_bundle: Callable[..., Bundle], sets: Path) -> Path:
+    """A bundle, "decided", whose graph carries the decision; not tunable."""
+    shutil.copytree(make_tiny_bundle().path, "decided")
+    arguments = ("--calibrate", sets / "in.npz", "--tpr", 0.9, "--decision", *ENGINE)
+    outcome = run(bench.main, "./decided", *arguments)
+    assert outcome.status == 0, outcome.err
+    return Path("decided")
 
 
 @pytest.fixture
@@ -79,48 +90,54 @@ def test_calibrating(run: Command, calibrated: Path, sets: Path) -> None:
     assert again["tpr"] == 0.95
 
 
-def test_the_decision_in_the_graph(run: Command, calibrated: Path, sets: Path) -> None:
+def test_the_decision_in_the_graph(run: Command, decided: Path, sets: Path) -> None:
     """Any ONNX runtime decides as the scorer does; calibrating anew replaces it."""
     images = np.concatenate([np.load(sets / f"{name}.npz")["x"] for name in ("in", "far")])
-    for tpr, flags in ((0.9, ("--decision",)), (0.5, ())):
-        arguments = ("--calibrate", sets / "in.npz", "--tpr", tpr, *flags, *ENGINE)
-        outcome = run(bench.main, "./calibrated", *arguments)
-        assert outcome.status == 0, outcome.err
-        found = read_bundle(calibrated)
+    for tpr in (0.9, 0.5):
+        found = read_bundle(decided)
         session = onnxruntime.InferenceSession(
             found.file("odin.onnx"), providers=["CPUExecutionProvider"]
         )
         assert [each.name for each in session.get_outputs()].count("is_ood") == 1
-        scalars = {
-            name: np.array(getattr(found.spec, name), np.float32)
-            for name in ("temperature", "magnitude")
-        }
-        feeds = {"images": normalised(images, found.spec), **scalars}
+        assert found.calibration is not None
+        assert found.calibration.tpr == tpr
+        feeds = {"images": normalised(images, found.spec)}
         score, is_ood = session.run(["score", "is_ood"], feeds)
         np.testing.assert_array_equal(is_ood, ~(score >= np.float32(found.spec.threshold)))
         assert 0 < is_ood.sum() < len(is_ood)
         for engine in ("openvino", "ort"):
             scores = Scorer.open(found, engine, threads=1).score(images)
             assert np.count_nonzero(scores.is_ood != is_ood) <= 1
-        infinite = {**feeds, "images": feeds["images"] * np.float32(np.nan)}
+        infinite = {"images": feeds["images"] * np.float32(np.nan)}
         assert session.run(["is_ood"], infinite)[0].all()
+        again = ("./decided", "--calibrate", sets / "in.npz", "--tpr", 0.5, *ENGINE)
+        assert run(bench.main, *again).status == 0
 
 
-def test_plans_have_no_decision(run: Command, calibrated: Path, sets: Path) -> None:
-    pytest.importorskip("tensorrt_rtx", reason="install the extra rtx")
-    plans = ("--engine", "rtx", "--plans", "both", "--computeCapabilities", "8.6")
-    assert run(export.main, "./calibrated", *plans).status == 0
+def test_no_decision_of_many_temperatures(run: Command, calibrated: Path, sets: Path) -> None:
+    """The bundle is tunable."""
     flags = ("--calibrate", sets / "in.npz", "--decision", *ENGINE)
-    outcome = run(bench.main, "./calibrated", *flags)
+    refused(run(bench.main, "./calibrated", *flags), "--decision", "without --tunable")
+
+
+def test_plans_have_no_decision(
+    run: Command, make_tiny_bundle: Callable[..., Bundle], sets: Path
+) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="install the extra rtx")
+    shutil.copytree(make_tiny_bundle().path, "planned")
+    plans = ("--engine", "rtx", "--plans", "both", "--computeCapabilities", "8.6")
+    assert run(export.main, "./planned", *plans).status == 0
+    flags = ("--calibrate", sets / "in.npz", "--decision", *ENGINE)
+    outcome = run(bench.main, "./planned", *flags)
     assert outcome.status == 0
     assert "odin.rtx.plan is left out, for its graph has changed" in outcome.err
-    assert {plan.file for plan in read_bundle(calibrated).plans} == {
+    assert {plan.file for plan in read_bundle(Path("planned")).plans} == {
         *("gradient.rtx.plan", "forward.rtx.plan")
     }
-    outcome = run(export.main, "./calibrated", *plans)
+    outcome = run(export.main, "./planned", *plans)
     assert outcome.status == 0, outcome.err
     assert outcome.out.count("as it was, for nothing") == 2
-    assert read_bundle(calibrated).calibration is not None
+    assert read_bundle(Path("planned")).calibration is not None
 
 
 def test_other_precisions_are_warned_about(calibrated: Path) -> None:
@@ -282,6 +299,16 @@ def test_drift(run: Command, calibrated: Path, sets: Path) -> None:
     refused(run(score_cli.main, calibrated, sets / "in.npz", *flags), "40 scores tell no drift")
     assert Path("t.csv").exists()
     assert not Path("t.csv.partial").exists()
+
+
+def test_drift_against_another_network(
+    run: Command, calibrated: Path, photos: Path, make_tiny_bundle: Callable[..., Bundle]
+) -> None:
+    own = read_bundle(calibrated)
+    spec = dataclasses.replace(own.spec, checkpoint_sha256="1" * 64)
+    write_bundle(Path("other"), spec, own.graphs(), (), own.calibration)
+    flags = ("--output", "s.csv", "--drift-against", "other", *ENGINE)
+    refused(run(score_cli.main, calibrated, photos, *flags), "--drift-against", "other weights")
 
 
 def test_drift_against_what_is_not_calibrated(

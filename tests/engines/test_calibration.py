@@ -66,6 +66,11 @@ def test_percentiles_of_many_images_are_uniform() -> None:
 def test_percentiles_of_equal_scores() -> None:
     found = calibration(quantiles=(0.1, 0.2, 0.2, 0.2, 0.3), images=100)
     assert found.percentile(np.float64([0.2])) == pytest.approx(76 / 101)
+    # 70 % below 0.2, and all others at 0.5: between the two there is nobody.
+    gap = (*np.linspace(0, 0.2, 71), *[0.5] * 30)
+    found = calibration(quantiles=gap, images=1000)
+    shares = found.share_below(np.float64([0.2, 0.45, 0.4999999, 0.5, 0.6]))
+    assert shares.tolist() == pytest.approx([0.7, 0.71, 0.71, 1, 1], abs=0.01)
     alike = calibration(quantiles=(0.2, 0.2, 0.2), images=100)
     assert alike.percentile(np.float64([0.1, 0.2, 0.3])).tolist() == pytest.approx([1 / 101, 1, 1])
     assert np.isnan(alike.percentile(np.float64([np.nan])))
@@ -142,6 +147,10 @@ def test_what_was_done_to_the_images_is_kept(tmp_path: Path, tiny_spec: SpecMake
         ({"tpr": "most"}, "tpr is not a number"),
         ({"images": 0}, "images is not"),
         ({"images": True}, "images is not"),
+        ({"images": 10**400}, "images is not"),
+        ({"temperature": 0.0}, "temperature is 0.0"),
+        ({"tpr": 10**400}, "tpr is not a number"),
+        ({"quantiles": [0.1, 10**400]}, "quantiles holds"),
         ({"quantiles": [0.1]}, "quantiles is not a list of 2"),
         ({"quantiles": [0.2, 0.1]}, "quantiles does not ascend"),
         ({"quantiles": [0.1, None]}, "quantiles holds"),

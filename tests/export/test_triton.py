@@ -242,8 +242,13 @@ def test_prepared_images_are_the_scorers_to_the_last_bit(
 
 @pytest.mark.parametrize(
     "quantiles",
-    [(0.11, 0.12, 0.13, 0.14, 0.15), (0.1, 0.1, 0.2, 0.2, 0.2, 0.3, 0.3), (0.1, 0.1, 0.1)],
-    ids=["distinct", "equals", "one"],
+    [
+        (0.11, 0.12, 0.13, 0.14, 0.15),
+        (0.1, 0.1, 0.2, 0.2, 0.2, 0.3, 0.3),
+        (0.1, 0.12, 0.13, 0.9, 0.9, 0.9),
+        (0.1, 0.1, 0.1),
+    ],
+    ids=["distinct", "equals", "gap", "one"],
 )
 def test_decisions_are_the_calibrations(quantiles: tuple[float, ...]) -> None:
     known: Calibration = calibration(quantiles=quantiles, images=7)
@@ -276,17 +281,17 @@ def test_without_a_calibration_that_fits_there_are_no_decisions(
 
 
 def test_a_plan_sets_the_bounds(calibrated: Bundle, tmp_path: Path) -> None:
-    made = with_plan(calibrated, tmp_path / "bundle", batches=(2, 16))
+    made = with_plan(calibrated, tmp_path / "bundle", batches=(1, 16))
     models = triton.repository(made, "trt")
     found = configs(models)
     assert found["odin_trt"].max_batch_size == found["odin"].max_batch_size == 16
-    assert found["odin_trt"].model_warmup[0].batch_size == 2
-    assert list(found["odin_trt"].dynamic_batching.preferred_batch_size) == [2]
+    assert found["odin_trt"].model_warmup[0].batch_size == 1
+    assert list(found["odin_trt"].dynamic_batching.preferred_batch_size) == [1]
     plan = next(each for each in models if each.name == "odin_trt")
     assert plan.files == {"model.plan": b"plan"}
     assert not found["odin_trt"].optimization.cuda.graphs  # of sizes that change
     _check_ensemble(found)
-    limits = Limits((2, 3, 32, 40), (4, 3, 32, 40), (16, 3, 32, 40))
+    limits = Limits((1, 3, 32, 40), (4, 3, 32, 40), (16, 3, 32, 40))
     record = dataclasses.replace(made.plans[0], profile={"images": limits})
     found = configs(triton.repository(dataclasses.replace(made, plans=(record,)), "trt"))
     assert found["odin_trt"].optimization.cuda.graphs
@@ -418,8 +423,8 @@ def test_all_models_may_take_images_of_one_size(calibrated: Bundle, tmp_path: Pa
     [
         ("31x32", "--triton-size 31x32: images may be 32 to 63 high and 32 to 63 wide"),
         ("32x64", "--triton-size 32x64: images may be 32 to 63 high and 32 to 63 wide"),
-        ("32", "'32': give height and width, such as 224x224"),
-        ("0x32", "'0x32': give height and width, such as 224x224"),
+        ("32", "'32': give height and width, such as 224x224, or any"),
+        ("0x32", "'0x32': give height and width, such as 224x224, or any"),
     ],
 )
 def test_sizes_that_are_refused(
@@ -433,3 +438,47 @@ def test_sizes_that_are_refused(
         assert ended.code == 2
     assert said in capsys.readouterr().err
     assert not target.exists()
+
+
+def test_the_size_is_the_calibrations(
+    calibrated: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = dataclasses.replace(calibrated.calibration, size=(40, 33))  # type: ignore[type-var]
+    write_bundle(tmp_path / "b", calibrated.spec, calibrated.graphs(), (), known)
+    for given, sides, said in [
+        ([], [40, 33, 3], "for images of 40x33 pixels"),
+        (["--triton-size", "32x32"], [32, 32, 3], "for images of 32x32 pixels"),
+        (["--triton-size", "any"], [-1, -1, 3], "for images of any size"),
+    ]:
+        target = tmp_path / f"models{len(given)}{sides[0]}"
+        assert cli.main([str(tmp_path / "b"), "--triton-repository", str(target), *given]) == 0
+        assert said in capsys.readouterr().out
+        config = (target / "odin" / "config.pbtxt").read_text("utf-8")
+        assert f"dims: [ {', '.join(map(str, sides))} ]" in config
+
+
+def test_a_threshold_of_another_precision_is_warned_about(
+    calibrated: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = dataclasses.replace(calibrated.calibration, precision="bf16")  # type: ignore[type-var]
+    write_bundle(tmp_path / "b", calibrated.spec, calibrated.graphs(), (), known)
+    command = [str(tmp_path / "b"), "--triton-repository"]
+    assert cli.main([*command, str(tmp_path / "onnx")]) == 0
+    assert "warning: the bundle was calibrated in bf16" in capsys.readouterr().out
+    assert cli.main([*command, str(tmp_path / "python"), "--triton-scorer", "python"]) == 0
+    assert "warning" not in capsys.readouterr().out  # its Scorer tells, of the engine it takes
+
+
+def test_onnx_runtime_gets_no_graph_in_bfloat16(tiny_bundle: Bundle) -> None:
+    spec = dataclasses.replace(tiny_bundle.spec, precision="bf16", graph_precision="bf16")
+    half = dataclasses.replace(tiny_bundle, spec=spec)
+    with pytest.raises(OdinError, match=r"bfloat16.*another --triton-scorer"):
+        triton.repository(half)
+    assert {each.name for each in triton.repository(half, "python")} == {"odin", "odin_python"}
+
+
+def test_a_plan_for_larger_batches_alone_is_refused(calibrated: Bundle, tmp_path: Path) -> None:
+    made = with_plan(calibrated, tmp_path / "bundle", batches=(2, 16))
+    with pytest.raises(OdinError, match=r"takes batches from 2.*--engine trt --plans fused"):
+        triton.repository(made, "trt")
+    assert "odin_trt" not in {each.name for each in triton.repository(made, "onnx")}

@@ -25,6 +25,11 @@ def request(seed: int) -> Request:
     return make(generator), f"{make.__name__.strip('_')}, seed {seed}"
 
 
+def is_refusal(status: int, seed: int) -> bool:
+    """Whether the request of this seed got an error; what is no whole HTTP may get no answer."""
+    return status >= 400 or (status == 0 and _KINDS[seed % len(_KINDS)] in _UNANSWERED)
+
+
 def well_formed() -> bytes:
     """A request with nothing wrong, made by the same means."""
     return _binary(_sized(SIZE), bytes(SIZE))
@@ -189,3 +194,5 @@ _KINDS: tuple[Callable[[random.Random], bytes], ...] = (
     _unknown_path,
     _no_http,
 )
+# Those of which the server may close the connection without a word.
+_UNANSWERED = (_cut_connection, _no_http)

@@ -28,6 +28,11 @@ def well_formed() -> bytes:
     return _message().SerializeToString()
 
 
+def negative_sides() -> bytes:
+    """A message that server 2.51 hands on where a model takes images of any size."""
+    return _message(shape=(1, -32, -32, 3)).SerializeToString()
+
+
 def answer(channel: grpc.Channel, data: bytes, seconds: float = 20.0) -> grpc.StatusCode:
     """The status that a server answers with."""
     call = channel.unary_unary(INFER)  # without serialisers it sends and returns bytes

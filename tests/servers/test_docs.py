@@ -69,6 +69,10 @@ def test_export_and_call(triton_environment: Environment, folder: Path, local: S
 
 
 def test_pytriton(triton_environment: Environment, folder: Path, local: Scorer) -> None:
+    library = pytest.importorskip("grpc")
+    pytest.importorskip("tritonclient.grpc")
+    from servers import malformed_grpc
+
     (folder / "serve.py").write_text(script("serve.py"), "utf-8")
     http, grpc, metrics = free_ports(3)
     ports = {"HTTP": http, "GRPC": grpc, "METRICS": metrics}
@@ -87,6 +91,10 @@ def test_pytriton(triton_environment: Environment, folder: Path, local: Scorer) 
     try:
         server = Server(process, http, grpc, metrics, log)
         wait_until(lambda: server.is_ready("odin"), process, log)
+        check_client(triton_environment, http, folder, local)
+        with library.insecure_channel(f"127.0.0.1:{server.grpc}") as channel:
+            status = malformed_grpc.answer(channel, malformed_grpc.negative_sides())
+            assert status == library.StatusCode.INVALID_ARGUMENT
         check_client(triton_environment, http, folder, local)
     finally:
         stop(process)

@@ -31,6 +31,18 @@ class Tensor:
         return self.array
 
 
+class Error(str):
+    """What a model says is wrong, and whose fault it was."""
+
+    INVALID_ARG, INTERNAL = "client", "server"
+    code: str
+
+    def __new__(cls, text: str, code: str = INTERNAL) -> Error:
+        made = super().__new__(cls, text)
+        made.code = code
+        return made
+
+
 @dataclass
 class Response:
     tensors: Sequence[Tensor] = ()
@@ -73,7 +85,7 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> Any:
         get_input_tensor_by_name=lambda request, name: request[name],
         Tensor=Tensor,
         InferenceResponse=lambda tensors=(), error="": Response(tensors, error),
-        TritonError=str,
+        TritonError=Error,
         MetricFamily=Family,
     )
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", fake)
@@ -147,6 +159,7 @@ def test_wrong_requests_get_errors_and_the_others_scores(
     good, small, one = raw_images(3), raw_images(2, 8, 32), raw_images(1)[0]
     answers = execute(opened(), small, good, one, good, small)
     assert "8 pixels high, where tiny takes 32 to 63" in answers[0].error == answers[4].error
+    assert answers[0].error.code == Error.INVALID_ARG
     assert "one image without a batch axis" in answers[2].error
     for place in (1, 3):
         assert len(answers[place].arrays()["score"]) == 3

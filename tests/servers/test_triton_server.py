@@ -225,8 +225,9 @@ def test_the_ensemble_of_onnx_graphs(
     The server checks the ensemble's tensors and reshapes the outputs as it would for its own ONNX
     Runtime backend.
     """
+    utils = pytest.importorskip("tritonclient.utils")
     folder = tmp_path / "models"
-    triton.write(folder, triton.repository(bundle, "onnx"))
+    triton.write(folder, triton.repository(bundle, "onnx", size=(32, 32)))
     for config in folder.glob("*/config.pbtxt"):
         text = config.read_text("utf-8")
         if 'backend: "onnxruntime"' in text:
@@ -243,3 +244,6 @@ def test_the_ensemble_of_onnx_graphs(
             known,
             slice(3, 4),
         )
+        for array, _ in WRONG.values():
+            with pytest.raises(utils.InferenceServerException, match=r"400|INVALID_ARGUMENT"):
+                client.score(array)
