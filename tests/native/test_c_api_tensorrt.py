@@ -119,7 +119,7 @@ def test_batches_that_grow(
 BUNDLES: dict[str, dict[str, Any]] = {
     "fused tunable": {"forms": ["fused"], "tunable": True},
     "fused raw": {"forms": ["fused"], "input_type": "uint8"},
-    "fused further": {"forms": ["fused", "split"], "scores": ("energy",)},
+    "fused further": {"forms": ["fused", "split"], "scores": ("energy", "msp")},
     "split": {"forms": ["split"]},
     "split tunable": {"forms": ["fused", "split"], "tunable": True},
     "split first-order": {"forms": ["split"], "method": "first-order"},

@@ -30,8 +30,9 @@
  *       finds. Both forms are run: the fused one (images to scores) and the split one (a gradient
  *       and a forward plan); of a bundle that holds both, the fused one is taken, or if it is
  *       tunable the split one, as in Python. libnvinfer is loaded when it is first needed.
- *   ODIN_ENGINE_AUTO      TensorRT, if the library was built with it and the bundle's plans can be
- *       run on the GPU; else OpenVINO, and the log tells why (ODIN_LOG_INFO).
+ *   ODIN_ENGINE_AUTO      TensorRT, if the library was built with it and the bundle says of its
+ *       plans that they can be run on the GPU, and their hashes are right; else OpenVINO, and the
+ *       log tells why (ODIN_LOG_INFO). Plans that then cannot be opened are an error.
  *
  * TensorRT. Each part of a batch is computed in a lane: execution contexts, memory for the largest
  * part that the plans take (or options.batch_size), and a stream, which nobody else has. There are
@@ -95,8 +96,8 @@ typedef int32_t odin_log_level;
 enum { ODIN_LOG_DEBUG = 0, ODIN_LOG_INFO = 1, ODIN_LOG_WARNING = 2 };
 
 /* Told what happens: `text` is one line without its end, valid during the call. Called on the
- * thread that opens or scores, so by several at once. It must return (no exception, no longjmp),
- * and must not use the scorer. */
+ * thread that opens, scores or closes, so by several at once. It must return (no exception, no
+ * longjmp), and must not use the scorer. */
 typedef void (*odin_log_callback)(void* context, odin_log_level level, const char* text);
 
 /* Memory for the scorer and for OpenVINO's copies of images. (The engines, and the library for what
@@ -224,8 +225,9 @@ ODIN_API odin_status odin_scorer_get_info(const odin_scorer* scorer, odin_scorer
 
 /* Score images; returns when all is written. With OpenVINO the first call with images of another
  * size, or with another rest of count / batch_size, compiles the graph for it, which may take
- * seconds. Images on the device are read on a stream of the scorer's: what writes them must be done
- * before the call.
+ * seconds. Memory of the device is read and written on a stream of the scorer's: what writes the
+ * images, and what still uses the memory of the results, must be done before the call. What others
+ * have queued in the same lane by odin_scorer_enqueue comes first.
  * Status:
  *   ODIN_BAD_SIZE       the network, or the plans, do not take images of this size or of these
  *                       channels
@@ -246,10 +248,13 @@ ODIN_API odin_status odin_scorer_score(odin_scorer* scorer, const odin_images* i
  *   - images and results must stay as they are, and allocated, until the stream has come so far
  *     (cudaStreamSynchronize, or an event recorded after the call); the structs need not;
  *   - the stream may be destroyed, and the scorer closed, before that: closing waits;
- *   - calls for several streams may overlap, and threads may call at once;
+ *   - work of several streams is done at the same time, as far as there are lanes; beyond that one
+ *     waits for the other, so no stream may wait for the host to score first;
+ *   - threads may call at once;
  *   - the call itself waits only if other threads use all lanes.
  * Where images are raw (and the plan's input is float32) or each part's lie at a multiple of 256
- * bytes, they are read where they lie; else they are copied once, on the device.
+ * bytes, they are read where they lie, unless a part has fewer than the plans take; else they are
+ * copied once, on the device.
  * images, scores  both of memory ODIN_DEVICE
  * stream          a cudaStream_t of the scorer's device, not being captured; NULL is the legacy
  *                 default stream

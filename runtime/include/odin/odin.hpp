@@ -80,6 +80,13 @@ class Scorer {
     scorer_.reset(opened);
   }
 
+  Scorer(Scorer&&) = default;
+  Scorer& operator=(Scorer&& other) noexcept {
+    scorer_ = std::move(other.scorer_);  // first: closing the old one may still log
+    log_ = std::move(other.log_);
+    return *this;
+  }
+
   // What is known of the scorer; pointers in it are valid as long as this.
   odin_scorer_info info() const {
     odin_scorer_info info{};

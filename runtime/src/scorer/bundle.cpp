@@ -1,9 +1,11 @@
 #include "bundle.hpp"
 
+#include <ctype.h>
 #include <errno.h>
 #include <string.h>
 #include <sys/stat.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <filesystem>
 #include <memory>
@@ -104,8 +106,8 @@ void verify(const Bundle& bundle, const std::string& name, const FileRecord& rec
   const std::string engine = engine_of(name);
   const std::string remedy =
       engine.empty() ? kExportAgain
-                     : "build it again with 'odin-export " + bundle.path + " --engine " + engine +
-                           "'";
+                     : "build it again with 'odin-export " + folder_argument(bundle.path) +
+                           " --engine " + engine + "'";
   const auto found = file_size(file);
   if (!found) {
     fail(ODIN_NOT_FOUND, "%s is missing; copy the whole bundle, or %s", file.c_str(),
@@ -151,6 +153,15 @@ std::map<std::string, FileRecord> read_files(const std::string& file, const Json
 
 }  // namespace
 
+std::string folder_argument(const std::string& path) {
+  const std::string folder = path.find('/') == path.npos ? "./" + path : path;
+  const auto is_plain = [](unsigned char c) { return isalnum(c) != 0 || strchr("_@%+=:,./-", c); };
+  if (std::all_of(folder.begin(), folder.end(), is_plain)) return folder;
+  std::string quoted = "'";
+  for (const char c : folder) quoted += c == '\'' ? std::string("'\"'\"'") : std::string(1, c);
+  return quoted + "'";
+}
+
 Bundle describe_bundle(const std::string& path) {
   const std::string file = path + "/odin.json";
   const Json description = read_description(path, file);
@@ -160,7 +171,12 @@ Bundle describe_bundle(const std::string& path) {
   bundle.files = read_files(file, description);
   bundle.spec = read_spec(file, description);
   bundle.plans = read_plans(file, description);
+  std::set<std::string> plan_names;
   for (const PlanRecord& plan : bundle.plans) {
+    if (!plan_names.insert(plan.file).second) {
+      fail(ODIN_DAMAGED, "%s: plans name '%s' twice; %s", file.c_str(), plan.file.c_str(),
+           kExportAgain);
+    }
     for (const std::string& name : {plan.file, plan.graph}) {
       if (bundle.files.count(name) != 0) continue;
       fail(ODIN_DAMAGED, "%s: plans name '%s', which is not among the files; %s", file.c_str(),

@@ -63,6 +63,9 @@ struct Bundle {
   std::map<std::string, std::string> contents;  // of the files that were to be kept
 };
 
+// A bundle's folder as a shell takes it, and as no command takes for the name of a network.
+std::string folder_argument(const std::string& path);
+
 // Read and check a bundle's description, and none of its files.
 Bundle describe_bundle(const std::string& path);
 

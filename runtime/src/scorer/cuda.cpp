@@ -1,6 +1,31 @@
 #include "cuda.hpp"
 
+#include <dlfcn.h>
+
 namespace odin::detail {
+
+namespace {
+
+// The driver's own functions. Going back by cudaSetDevice would make a context on a device that the
+// caller may never have used, and not bring back a context of the driver's.
+struct Contexts {
+  int (*get)(void**) = nullptr;
+  int (*set)(void*) = nullptr;
+};
+
+const Contexts& contexts() {
+  static const Contexts found = [] {
+    Contexts made;
+    void* const driver = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
+    if (driver == nullptr) return made;
+    made.get = reinterpret_cast<int (*)(void**)>(dlsym(driver, "cuCtxGetCurrent"));
+    made.set = reinterpret_cast<int (*)(void*)>(dlsym(driver, "cuCtxSetCurrent"));
+    return made.get != nullptr && made.set != nullptr ? made : Contexts{};
+  }();
+  return found;
+}
+
+}  // namespace
 
 void check_cuda(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
@@ -17,12 +42,18 @@ void check_cuda(cudaError_t error, const char* what) {
 }
 
 OnDevice::OnDevice(int device) {
-  check_cuda(cudaGetDevice(&before_), "asking for the current device");
+  void* context = nullptr;
+  if (contexts().get != nullptr && contexts().get(&context) == 0) {
+    context_before_ = context;
+  } else {
+    check_cuda(cudaGetDevice(&before_), "asking for the current device");
+    if (before_ == device) before_ = -1;
+  }
   check_cuda(cudaSetDevice(device), "making the device current");
-  if (before_ == device) before_ = -1;
 }
 
 OnDevice::~OnDevice() {
+  if (context_before_) contexts().set(*context_before_);
   if (before_ >= 0 && cudaSetDevice(before_) != cudaSuccess) cudaGetLastError();
 }
 

@@ -4,6 +4,7 @@
 #include <cuda_runtime_api.h>
 #include <stddef.h>
 
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -17,7 +18,7 @@ inline constexpr size_t kDeviceAlignment = 256;  // of every tensor: TensorRT as
 // error is cleared, so that no later call tells it again.
 void check_cuda(cudaError_t error, const char* what);
 
-// Makes a device current, and at the end the one that was before: that is the caller's affair.
+// Makes a device current, and at the end what was before: that is the caller's affair.
 class OnDevice {
  public:
   explicit OnDevice(int device);
@@ -26,7 +27,8 @@ class OnDevice {
   OnDevice& operator=(const OnDevice&) = delete;
 
  private:
-  int before_ = -1;
+  std::optional<void*> context_before_;  // a CUcontext, which may be none
+  int before_ = -1;                      // where the driver does not tell it
 };
 
 // A handle that is moved, never copied, and freed by `Free`, whose failure nobody can act on.

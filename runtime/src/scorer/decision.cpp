@@ -42,16 +42,17 @@ bool is_calibrated(const Spec& spec) {
 void check_calibrated(const Bundle& bundle, const char* asked) {
   if (is_calibrated(bundle.spec)) return;
   const char* path = bundle.path.c_str();
+  const std::string folder = folder_argument(bundle.path);
   if (!bundle.spec.calibration) {
     fail(ODIN_UNSUPPORTED,
          "bundle %s is not calibrated, so there is nothing to find scores.%s with: run "
          "'odin-bench %s --calibrate IN_DATASET'",
-         path, asked, path);
+         path, asked, folder.c_str());
   }
   fail(ODIN_UNSUPPORTED,
        "bundle %s was calibrated with another method, temperature or magnitude than it scores "
        "with: calibrate it again with 'odin-bench %s --calibrate IN_DATASET'",
-       path, path);
+       path, folder.c_str());
 }
 
 void decide(const Spec& spec, const float* score, int64_t count, const odin_scores& scores) {

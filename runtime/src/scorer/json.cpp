@@ -10,6 +10,7 @@ namespace odin::detail {
 namespace {
 
 constexpr int kMostLevels = 64;
+constexpr size_t kMostNames = 4096;  // of an object: each is compared with all before it
 
 class Reader {
  public:
@@ -77,6 +78,7 @@ class Reader {
     do {
       skip_space();
       if (peek() != '"') wrong("a name is missing");
+      if (value.names.size() == kMostNames) wrong("there are too many names");
       std::string name = read_text();
       if (value.find(name) != nullptr) wrong("a name comes twice");
       skip_space();
@@ -215,8 +217,9 @@ std::optional<double> Json::number() const {
   const auto found = std::from_chars(text.data(), text.data() + text.size(), value);
   if (found.ec == std::errc()) return value;
   // from_chars does not tell too small from too large.
-  const size_t exponent = text.find_first_of("eE");
-  const bool tiny = exponent != text.npos && text.find('-', exponent) != text.npos;
+  const size_t exponent = text.find_first_of("eE"), digits = text.find_first_of(".eE");
+  const bool grows = exponent != text.npos && text.find('-', exponent) == text.npos;
+  const bool tiny = !grows && std::min(digits, text.size()) < 300;
   return tiny ? std::optional<double>(0.0) : std::nullopt;
 }
 

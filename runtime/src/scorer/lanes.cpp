@@ -37,8 +37,20 @@ bool Lane::settle() noexcept {
   return false;
 }
 
+bool Lane::at_rest() const noexcept {
+  if (cudaStreamQuery(stream_.get()) == cudaSuccess) return true;
+  cudaGetLastError();
+  return false;
+}
+
 void Lane::come_after(cudaStream_t stream) {
-  check_cuda(cudaEventRecord(event_.get(), stream), "recording an event on the caller's stream");
+  const cudaError_t error = cudaEventRecord(event_.get(), stream);
+  if (error == cudaErrorInvalidResourceHandle) {
+    cudaGetLastError();
+    fail(ODIN_BAD_VALUE, "the stream is of another device or context than the scorer's: make it "
+         "while device options.device is current");
+  }
+  check_cuda(error, "recording an event on the caller's stream");
   check_cuda(cudaStreamWaitEvent(stream_.get(), event_.get(), 0),
              "waiting for the caller's stream");
 }
@@ -178,12 +190,15 @@ std::optional<Lanes::Lease> Lanes::try_one() {
   return std::optional<Lease>(std::in_place, *this, std::move(lane));
 }
 
-// An idle lane or a new one; null if there is none now. Where there is no memory for another, those
-// that there are have to do.
+// An idle lane at rest, or a new one, or the one that was given back longest ago; null if there is
+// none now. Where there is no memory for another, those that there are have to do.
 std::unique_ptr<Lane> Lanes::take(std::unique_lock<std::mutex>& guard) {
-  if (!idle_.empty()) {
-    auto lane = std::move(idle_.back());
-    idle_.pop_back();
+  auto chosen = std::find_if(idle_.begin(), idle_.end(),
+                             [](const auto& lane) { return lane->at_rest(); });
+  if (chosen == idle_.end() && made_ >= most_) chosen = idle_.begin();
+  if (chosen != idle_.end()) {
+    auto lane = std::move(*chosen);
+    idle_.erase(chosen);
     return lane;
   }
   if (made_ >= most_) return nullptr;

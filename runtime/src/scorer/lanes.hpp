@@ -35,6 +35,9 @@ class Lane {
   void come_after(cudaStream_t stream);
   void hold_back(cudaStream_t stream);
 
+  // Whether nothing is queued any more.
+  bool at_rest() const noexcept;
+
   // Wait for all that is queued; whether that went well.
   bool settle() noexcept;
 

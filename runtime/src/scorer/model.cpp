@@ -100,7 +100,7 @@ Constants::Constants(const Spec& spec, int64_t most)
 
 Model::Model(Bundle& bundle, int32_t batch_size)
     : spec(bundle.spec), fused(chosen_form(bundle) == "fused") {
-  const std::string remedy = "odin-export " + bundle.path + " --engine trt";
+  const std::string remedy = "odin-export " + folder_argument(bundle.path) + " --engine trt";
   const auto open = [&](const char* graph) {
     const PlanRecord& record = *find_plan(bundle, graph);
     const std::string content = take_content(bundle, record.file);
@@ -136,6 +136,8 @@ Model::Model(Bundle& bundle, int32_t batch_size)
     limits = {common(limits.count, more.count), common(limits.height, more.height),
               common(limits.width, more.width)};
   }
+  limits.height = common(limits.height, spec.height);
+  limits.width = common(limits.width, spec.width);
   for (const Range& each : {limits.count, limits.height, limits.width}) {
     if (each.least >= 1 && each.least <= each.most) continue;
     fail(ODIN_ENGINE_FAILED, "the plans of %s take no images in common; build them together with "
@@ -179,7 +181,7 @@ Workspace::Workspace(const Model& model) : model_(model) {
   }
   work_ = DeviceBytes(work);  // of all plans: they run one after the other
   if (model.odin) {
-    further_ = DeviceBytes(most * kFloat);
+    further_ = DeviceBytes(model.odin->tensors().size() * aligned(most * kFloat));
     odin_.emplace(*model.odin, work_.data());
     return;
   }
@@ -227,13 +229,20 @@ void Workspace::run_fused(const DevicePart& part, const void* images, cudaStream
                                {"baseline", rows.as<float>(baseline_offset_)},
                                {"label", results_.data()},
                                {"logits", logits_.data()}};
+  const Constants& constants = *model_.constants;
+  size_t further = 0;
   for (const Tensor& tensor : model_.odin->tensors()) {
     const auto same = [&](const Place& place) { return tensor.name == place.name; };
     if (std::any_of(places.begin(), places.end(), same)) continue;
-    const DeviceBytes& memory = tensor.name == "temperature" ? model_.constants->temperature
-                                : tensor.name == "magnitude" ? model_.constants->magnitude
-                                                             : further_;
-    places.push_back({tensor.name.c_str(), memory.data()});
+    void* memory = tensor.name == "temperature" ? constants.temperature.data()
+                                                : constants.magnitude.data();
+    if (!tensor.input) {
+      // Each in a place of its own, though nobody reads them: the plan may make one of another, as
+      // the baseline of msp, which is the same.
+      memory = further_.as<void>(further);
+      further += aligned(static_cast<size_t>(model_.limits.count.most) * kFloat);
+    }
+    places.push_back({tensor.name.c_str(), memory});
   }
   odin_->enqueue(places, shape_of(part, model_.spec.channels, model_.raw_only()), stream);
 }

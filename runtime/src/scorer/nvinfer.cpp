@@ -3,6 +3,7 @@
 #include <dlfcn.h>
 
 #include <algorithm>
+#include <mutex>
 
 #if NV_TENSORRT_MAJOR < 10
 #error "TensorRT 10 or newer is needed"
@@ -23,6 +24,9 @@ constexpr const char* kSoname = "libnvinfer.so." ODIN_TEXT(NV_TENSORRT_MAJOR);
 
 thread_local const Log* listener = nullptr;
 thread_local char first_error[512] = "";
+
+// Many of TensorRT's objects may be used by several threads, but not while they make others.
+std::recursive_mutex making;  // a log's callback may open another scorer
 
 // What TensorRT told of the call that failed.
 const char* reason() { return first_error[0] == '\0' ? "it logged no reason" : first_error; }
@@ -136,6 +140,8 @@ bool same_version(const std::string& recorded, const std::string& loaded) {
 
 Plan::Plan(const std::string& content, std::string file, std::string remedy)
     : file_(std::move(file)), remedy_(std::move(remedy)) {
+  const std::lock_guard<std::recursive_mutex> guard(making);
+  first_error[0] = '\0';
   runtime_.reset(static_cast<nvinfer1::IRuntime*>(
       the_library().create_runtime(&the_logger(), NV_TENSORRT_VERSION)));
   if (!runtime_) fail(ODIN_ENGINE_FAILED, "TensorRT does not start: %s", reason());
@@ -186,6 +192,8 @@ void Plan::read_limits(int32_t channels_axis) {
 
 std::unique_ptr<nvinfer1::IExecutionContext> Plan::context() const {
   using nvinfer1::ExecutionContextAllocationStrategy;
+  const std::lock_guard<std::recursive_mutex> guard(making);
+  first_error[0] = '\0';
   std::unique_ptr<nvinfer1::IExecutionContext> context(
       engine_->createExecutionContext(ExecutionContextAllocationStrategy::kUSER_MANAGED));
   if (!context) {
@@ -204,6 +212,7 @@ Run::Run(const Plan& plan, void* work) : plan_(plan), context_(plan.context()) {
 
 void Run::enqueue(const std::vector<Place>& places, const Dims& images, cudaStream_t stream) {
   const char* file = plan_.file().c_str();
+  first_error[0] = '\0';
   const auto refused = [&](const std::string& what) {
     fail(ODIN_ENGINE_FAILED, "%s: %s: %s", file, what.c_str(),
          reason());

@@ -40,11 +40,16 @@ class TensorRtSession : public Session {
 TensorRtSession::TensorRtSession(Bundle& bundle, const SessionOptions& options)
     : device_(options.device),
       log_(options.log),
-      remedy_("odin-export " + bundle.path + " --engine trt") {
+      remedy_("odin-export " + folder_argument(bundle.path) + " --engine trt") {
   const OnDevice current(device_);
   const Listening listening(log_);
   model_.emplace(bundle, options.batch_size);
-  lanes_.emplace(*model_, options.streams > 0 ? options.streams : kStreams, log_);
+  try {
+    lanes_.emplace(*model_, options.streams > 0 ? options.streams : kStreams, log_);
+  } catch (...) {
+    model_.reset();  // now, while the device is current
+    throw;
+  }
 }
 
 // What TensorRT and CUDA free, they free on the current device. Freeing itself throws nothing.
@@ -161,7 +166,8 @@ void TensorRtSession::enqueue(const odin_images& images, const Targets& targets,
 void check_plan(const Bundle& bundle, const PlanRecord& record, const std::string& precision,
                 const Gpu& gpu) {
   const std::string file = bundle.path + "/" + record.file;
-  const std::string rebuild = "build it with 'odin-export " + bundle.path + " --engine trt'";
+  const std::string rebuild =
+      "build it with 'odin-export " + folder_argument(bundle.path) + " --engine trt'";
   const std::string version = tensorrt_version();
   if (record.graph_sha256 != bundle.files.at(record.graph).sha256) {
     fail(ODIN_UNSUPPORTED, "%s was built from another %s than the bundle holds; %s", file.c_str(),
@@ -204,7 +210,7 @@ std::optional<Failure> tensorrt_problem(const Bundle& bundle, const std::string&
       if (records.back() != nullptr) continue;
       fail(ODIN_UNSUPPORTED,
            "bundle %s holds no plan of %s for TensorRT; build it with 'odin-export %s --engine "
-           "trt'", path, graph.c_str(), path);
+           "trt'", path, graph.c_str(), folder_argument(bundle.path).c_str());
     }
     tensorrt_version();  // a Failure where there is none
     const Gpu gpu = find_gpu(device);

@@ -77,9 +77,9 @@ def with_plans(
 def plan(kind: str, spec: Spec, batch: Range, side: Range) -> bytes:
     """A plan of the double, see double/nvinfer.cpp."""
     raw = kind == "fused" and spec.input_type == "uint8"
-    further = kind == "fused" and bool(spec.scores)
+    further = len(spec.scores) if kind == "fused" else 0
     numbers = [
-        *(spec.classes, 3, *batch, *side, *side, int(raw), int(spec.tunable), int(further)),
+        *(spec.classes, 3, *batch, *side, *side, int(raw), int(spec.tunable), further),
         *(spec.temperature, spec.magnitude, *spec.mean, *spec.std),
     ]
     return " ".join(["plan", kind, spec.method, *map(repr, numbers)]).encode()

@@ -26,6 +26,7 @@ struct Recorded {
 
 struct CUevent_st {
   Recorded recorded;
+  int device;
 };
 
 namespace {
@@ -328,6 +329,12 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   return cudaSuccess;
 }
 
+cudaError_t cudaStreamQuery(cudaStream_t stream) {
+  const Guard guard(lock);
+  const auto found = find(stream);
+  return returned(found->done == found->queued ? cudaSuccess : cudaErrorNotReady);
+}
+
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
   const Guard guard(lock);
   const auto found = find(stream);
@@ -351,7 +358,7 @@ cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* 
 }
 
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
-  *event = new CUevent_st;
+  *event = new CUevent_st{{}, current};
   count(1);
   return cudaSuccess;
 }
@@ -359,6 +366,9 @@ cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   const Guard guard(lock);
   const auto found = find(stream);
+  if (stream != nullptr && found->device != event->device) {
+    return returned(cudaErrorInvalidResourceHandle);
+  }
   event->recorded = {found, found->queued};
   return cudaSuccess;
 }

@@ -135,6 +135,7 @@ void compute(const Network& net, Addresses at, const Dims& shape) {
     static_cast<float*>(at["baseline"])[n] = largest(softmax(logits, 1));
     static_cast<int64_t*>(at["label"])[n] =
         std::max_element(logits.begin(), logits.end()) - logits.begin();
+    if (net.further > 1) static_cast<float*>(at["second"])[n] = 8;
     if (net.further != 0) static_cast<float*>(at["further"])[n] = 7;
   }
 }
@@ -145,6 +146,12 @@ struct Named {
   DataType type;
   Dims shape;
 };
+
+int current() {
+  int device = 0;
+  cudaGetDevice(&device);
+  return device;
+}
 
 class Context : public IExecutionContext {
  public:
@@ -174,6 +181,7 @@ class Context : public IExecutionContext {
   }
 
   int32_t inferShapes(int32_t, char const** names) noexcept override {
+    if (shape_.nbDims != 4) fault("shapes follow from none");
     if (!fails("inferShapes")) return 0;
     *names = "score";
     return 1;
@@ -182,6 +190,11 @@ class Context : public IExecutionContext {
   bool setTensorAddress(char const* name, void* data) noexcept override {
     if (reinterpret_cast<uintptr_t>(data) % 256 != 0) fault(std::string("crooked: ") + name);
     if (odin_double::device_of(data, 1) != device_) fault(std::string("not its device: ") + name);
+    const auto same = [&](const Named& each) { return strcmp(each.name, name) == 0; };
+    if (std::none_of(tensors_.begin(), tensors_.end(), same)) {
+      tell(ILogger::Severity::kERROR, "no such tensor");
+      return false;
+    }
     addresses_[name] = data;
     return true;
   }
@@ -195,7 +208,12 @@ class Context : public IExecutionContext {
     stream_ = stream;
     for (const Named& tensor : tensors_) {
       if (addresses_.count(tensor.name) == 0) fault(std::string("no address of ") + tensor.name);
+      for (const Named& other : tensors_) {
+        if (&other == &tensor || addresses_[other.name] != addresses_[tensor.name]) continue;
+        fault(std::string("one place of ") + tensor.name + " and " + other.name);
+      }
     }
+    if (shape_.nbDims != 4) fault("images of no shape");
     if (fails("enqueueV3")) {
       tell(ILogger::Severity::kERROR, "Error Code 1: the double fails");
       return false;
@@ -210,12 +228,6 @@ class Context : public IExecutionContext {
   }
 
  private:
-  static int current() {
-    int device = 0;
-    cudaGetDevice(&device);
-    return device;
-  }
-
   const Network network_;
   const std::vector<Named>& tensors_;
   const int device_;
@@ -227,7 +239,7 @@ class Context : public IExecutionContext {
 
 class Engine : public ICudaEngine {
  public:
-  explicit Engine(const Network& network) : network_(network) {
+  explicit Engine(const Network& network) : network_(network), device_(current()) {
     const auto in = TensorIOMode::kINPUT, out = TensorIOMode::kOUTPUT;
     const Dims vector = {1, {-1}}, matrix = {2, {-1, network.classes}}, scalar = {0, {}};
     const Dims raw = {4, {-1, -1, -1, network.channels}};
@@ -250,9 +262,13 @@ class Engine : public ICudaEngine {
       tensors_.push_back({"label", out, DataType::kINT64, vector});
     }
     if (network.further != 0) tensors_.push_back({"further", out, float32, vector});
+    if (network.further > 1) tensors_.push_back({"second", out, float32, vector});
     count(1);
   }
-  ~Engine() noexcept override { count(-1); }
+  ~Engine() noexcept override {
+    if (current() != device_) fault("an engine is freed while another device is current");
+    count(-1);
+  }
 
   int64_t getDeviceMemorySizeV2() const noexcept override { return kWorkBytes; }
   int32_t getNbIOTensors() const noexcept override { return static_cast<int32_t>(tensors_.size()); }
@@ -289,6 +305,7 @@ class Engine : public ICudaEngine {
   }
 
   const Network network_;
+  const int device_;
   std::vector<Named> tensors_;
 };
 
