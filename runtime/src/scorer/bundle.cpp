@@ -20,7 +20,7 @@ namespace odin::detail {
 namespace {
 
 constexpr int64_t kSchema = 1;
-constexpr int64_t kMostDescription = 64 << 20;
+constexpr int64_t kMostDescription = 8 << 20;  // a thousand quantiles take 20 kB
 constexpr const char* kOdin = "odin.onnx";
 
 struct FileCloser {
