@@ -84,7 +84,12 @@ def test_online(here: Path, ray_environment: dict[str, str]) -> None:
     (here / "service.py").write_text(block("online"))
     with (here / "log").open("w") as log:
         server = subprocess.Popen(
-            [sys.executable, "service.py"], cwd=here, env=ray_environment, stdout=log, stderr=log
+            [sys.executable, "service.py"],
+            cwd=here,
+            env=ray_environment,
+            stdout=log,
+            stderr=log,
+            preexec_fn=_heed_interrupts,
         )
     try:
         answer = _answer(here, server)
@@ -92,6 +97,11 @@ def test_online(here: Path, ray_environment: dict[str, str]) -> None:
         server.send_signal(signal.SIGINT)
         server.wait(60)
     assert_same(answer, local(here, "0.jpg"))
+
+
+def _heed_interrupts() -> None:
+    """In the new process, which would ignore them where the tests run in a shell's background."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _answer(here: Path, server: subprocess.Popen[bytes]) -> dict[str, Any]:
