@@ -18,7 +18,10 @@ KNOWN_TO_RTX: dict[str, tuple[str, ...]] = {}
 
 
 # The longest of those whose parts other networks of the list have too.
-SLOW = ("mobilevit_xxs", "botnet26t_256", "gcresnet33ts", "poolformer_s12", "levit_128s")
+SLOW = (
+    *("mobilevit_xxs", "botnet26t_256", "gcresnet33ts", "poolformer_s12", "levit_128s"),
+    *("resnext50_32x4d", "legacy_xception", "res2net50_14w_8s", "dla34", "resnet26d"),
+)
 CASES = [
     pytest.param(each, id=str(each), marks=pytest.mark.slow if each.name in SLOW else ())
     for each in zoo.ARCHITECTURES
