@@ -148,12 +148,14 @@ def _parser() -> argparse.ArgumentParser:
 def _score(parsed: argparse.Namespace) -> int:
     with warnings.catch_warnings():
         warnings.showwarning = _tell_warning
-        return _scored(parsed, _checked(parsed))
+        bundle = _checked(parsed)
+        against = _drift_calibration(parsed, bundle) if parsed.drift_against else None
+        return _scored(parsed, bundle, against)
 
 
-def _scored(parsed: argparse.Namespace, bundle: Bundle) -> int:
+def _scored(parsed: argparse.Namespace, bundle: Bundle, against: Calibration | None) -> int:
     listed = _listed(parsed.paths)
-    prepare = _preparation(parsed, bundle)
+    prepare = _preparation(parsed, bundle, against)
     options = {"precision": parsed.precision, "threads": parsed.threads}
     partial = parsed.output.with_name(f"{parsed.output.name}.partial")
 
@@ -161,12 +163,8 @@ def _scored(parsed: argparse.Namespace, bundle: Bundle) -> int:
         return sources.items(parsed.paths, listed, bundle.spec.channels)
 
     with Scorer.open(bundle, parsed.engine, **options) as scorer:
-        if parsed.drift_against:
-            known = _drift_calibration(parsed, bundle)
-            if known != bundle.calibration and (
-                problem := known.drift(scorer.engine, scorer.precision)
-            ):
-                warnings.warn(f"--drift-against {parsed.drift_against}: {problem}", stacklevel=2)
+        if against is not None and against != bundle.calibration:
+            _warn_of_other_scores(parsed, against, scorer)
         decision = Decision(parsed.threshold)
         journal = Journal(partial, _about(scorer, prepare, decision), CHUNK, resume=parsed.resume)
         with _kept(journal):
@@ -175,10 +173,10 @@ def _scored(parsed: argparse.Namespace, bundle: Bundle) -> int:
             if parsed.copy_flagged:
                 copy_flagged(items(), journal.rows(), parsed.copy_flagged)
             summary = _summary(parsed, journal.rows())
-            scores = _scores(journal) if parsed.drift_against else []
+            scores = _scores(journal) if against is not None else []
     print("\n".join(map(_printable, summary)))
-    if parsed.drift_against:
-        _tell_drift(np.array(scores, np.float32), _drift_calibration(parsed, bundle))
+    if against is not None:
+        _tell_drift(np.array(scores, np.float32), against)
     return 0
 
 
@@ -217,8 +215,6 @@ def _checked(parsed: argparse.Namespace) -> Bundle:
     problem = _uncalibrated(bundle)
     if parsed.sort == "percentile" and problem:
         raise OdinError(f"--sort percentile wants a calibration: {problem}")
-    if parsed.drift_against:
-        _drift_calibration(parsed, bundle)
     if parsed.copy_flagged and problem and parsed.threshold is None:
         raise OdinError(f"--copy-flagged wants a threshold: give --threshold; {problem}")
     if parsed.copy_flagged:
@@ -237,7 +233,9 @@ def _uncalibrated(bundle: Bundle) -> str | None:
     return known.unlike(spec, spec.temperature, spec.magnitude)
 
 
-def _preparation(parsed: argparse.Namespace, bundle: Bundle) -> Preparation:
+def _preparation(
+    parsed: argparse.Namespace, bundle: Bundle, against: Calibration | None
+) -> Preparation:
     """As the flags say, or as the calibration's images; what should be known of it is told.
 
     Raises:
@@ -257,10 +255,8 @@ def _preparation(parsed: argparse.Namespace, bundle: Bundle) -> Preparation:
         prepare.check(spec)
     except OdinError as error:
         raise OdinError(f"images prepared so ({prepare.in_words()}): {error}") from None
-    calibrations = [bundle.calibration]
-    if parsed.drift_against:
-        calibrations.append(_drift_calibration(parsed, bundle))
-    problems = [prepare.unlike(known, spec) for known in calibrations if known is not None]
+    calibrations = [known for known in (bundle.calibration, against) if known is not None]
+    problems = [prepare.unlike(known, spec) for known in calibrations]
     if bundle.calibration is not None:
         problems.append(_uncalibrated(bundle))
     for problem in dict.fromkeys(filter(None, problems)):
@@ -385,6 +381,13 @@ def _drift_calibration(parsed: argparse.Namespace, bundle: Bundle) -> Calibratio
     if problem:
         raise OdinError(f"--drift-against {parsed.drift_against}: {problem}")
     return against.calibration
+
+
+def _warn_of_other_scores(parsed: argparse.Namespace, against: Calibration, scorer: Scorer) -> None:
+    """Where the other bundle was calibrated in another precision; of its own the scorer tells."""
+    problem = against.drift(scorer.engine, scorer.precision)
+    if problem:
+        warnings.warn(f"--drift-against {parsed.drift_against}: {problem}", stacklevel=2)
 
 
 def _tell_drift(scores: np.ndarray, calibration: Calibration) -> None:

@@ -114,6 +114,18 @@ def test_the_decision_in_the_graph(run: Command, decided: Path, sets: Path) -> N
         assert run(bench.main, *again).status == 0
 
 
+def test_a_decision_of_another_precision_is_told(run: Command, decided: Path, sets: Path) -> None:
+    from odin_engines.engine import unavailable
+
+    if unavailable("openvino", "bf16") is not None:
+        pytest.skip("this CPU has no bfloat16 instructions")
+    flags = ("--calibrate", sets / "in.npz", "--engine", "openvino", "--precision", "bf16")
+    outcome = run(bench.main, "./decided", *flags)
+    assert outcome.status == 0, outcome.err
+    assert "threshold in bf16" in outcome.err
+    assert "calibrate with --precision fp32" in outcome.err
+
+
 def test_no_decision_of_many_temperatures(run: Command, calibrated: Path, sets: Path) -> None:
     """The bundle is tunable."""
     flags = ("--calibrate", sets / "in.npz", "--decision", *ENGINE)
@@ -309,6 +321,20 @@ def test_drift_against_another_network(
     write_bundle(Path("other"), spec, own.graphs(), (), own.calibration)
     flags = ("--output", "s.csv", "--drift-against", "other", *ENGINE)
     refused(run(score_cli.main, calibrated, photos, *flags), "--drift-against", "other weights")
+
+
+def test_drift_against_another_precision_is_told(
+    run: Command, calibrated: Path, photos: Path
+) -> None:
+    own = read_bundle(calibrated)
+    assert own.calibration is not None
+    known = dataclasses.replace(own.calibration, precision="bf16")
+    write_bundle(Path("other"), own.spec, own.graphs(), (), known)
+    for against, told in (("other", 1), ("calibrated", 0)):
+        flags = ("--output", f"{against}.csv", "--drift-against", against, *ENGINE)
+        outcome = run(score_cli.main, calibrated, photos, *flags)
+        assert outcome.status == 0, outcome.err
+        assert outcome.err.count("--drift-against other: the bundle was calibrated in bf16") == told
 
 
 def test_drift_against_what_is_not_calibrated(
